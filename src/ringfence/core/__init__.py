@@ -1,0 +1,1 @@
+"""What every part shares: settings, errors, ids, logging. Knows nothing of the other packages."""

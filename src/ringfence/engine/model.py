@@ -1,0 +1,107 @@
+"""The engine's vocabulary: what a sandbox is asked to be and what it is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sandbox may use. The kernel enforces these; see `isolation/cgroups.py` and `isolation/rlimits.py`.
+
+    memory_mb: memory in MiB, anonymous, page tables, tmpfs and socket buffers together; there is no swap.
+    cpus: processor time, in processors (1.5 is one and a half).
+    pids: processes and threads together.
+    disk_mb: everything the sandbox writes, in MiB. The layer lives in memory and counts there too.
+    inodes: files, directories and links the sandbox may create.
+    open_files: open descriptors of one process.
+    """
+
+    memory_mb: int = 2048
+    cpus: float = 2.0
+    pids: int = 256
+    disk_mb: int = 1024
+    inodes: int = 200_000
+    open_files: int = 4096
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One overlay of a template: `lowers` (host directories, topmost first) shown at `target` inside."""
+
+    target: str
+    lowers: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A root filesystem and the Python that is warmed on it. `layers[0].target` is always ``/``.
+
+    python: path inside the sandbox of the interpreter that runs kernels, e.g. ``/usr/local/bin/python3``.
+    preload: modules the kernel zygote imports once, before it forks.
+    env: variables every process of the sandbox gets (below the request's own).
+    packages: name to version of the Python distributions, for tool descriptions.
+    """
+
+    template_id: str
+    name: str
+    layers: tuple[Layer, ...]
+    python: str
+    preload: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    python_version: str = ""
+    limits: Limits = Limits()
+    default_user: str = "user"
+    default_workdir: str | None = None
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """A request for one sandbox. `access_token` guards envd inside; None leaves it open to whoever can reach it."""
+
+    sandbox_id: str
+    template: str
+    env: dict[str, str] = field(default_factory=dict)
+    access_token: str | None = None
+    limits: Limits | None = None
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A running sandbox, as the engine knows it. All paths are the host's.
+
+    http_socket: Unix socket on which the guest serves envd and the code interpreter.
+    tunnel_socket: Unix socket that reaches any TCP port on the sandbox's loopback (see `ringfence.guest.tunnel`).
+    started_at: seconds since the epoch.
+    pid: the host's pid of the sandbox's PID 1.
+    """
+
+    sandbox_id: str
+    template: Template
+    limits: Limits
+    http_socket: Path
+    tunnel_socket: Path
+    started_at: float
+    pid: int
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a sandbox ended: `reason` is ``killed`` (asked for), ``oom``, ``exited`` or ``signal``; `detail` is a sentence."""
+
+    sandbox_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Use of one sandbox at one moment. Memory and disk in bytes, CPU in seconds since the start."""
+
+    memory_used: int
+    memory_peak: int
+    memory_limit: int
+    cpu_seconds: float
+    cpus: float
+    pids: int
+    oom_kills: int

@@ -1,0 +1,27 @@
+"""What the host tells a guest when it forks it. Nothing here is a secret of the host's."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """The guest's whole configuration; it crosses the launcher's socket as JSON.
+
+    access_token: required in ``X-Access-Token`` by envd (see `ringfence.guest.envd.auth`); None: no token is asked for.
+    env: variables of every process started in the sandbox (template's, then the request's).
+    user_ids: uid and gid of ``user`` and ``root`` inside. Rootless with a single id there is only uid 1000
+        and `single_id` is true: processes of ``root`` then run as the same id.
+    memory_bytes, disk_bytes, cpus: limits, for metrics.
+    """
+
+    sandbox_id: str
+    template_id: str
+    access_token: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    default_user: str = "user"
+    default_workdir: str | None = None
+    single_id: bool = False
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    cpus: float = 1.0
+    python: str = "/usr/local/bin/python3"
