@@ -1,0 +1,149 @@
+"""The backend: the thing that answers the E2B SDK, and how to reach it.
+
+All three (E2B's cloud, an embedded server, a server elsewhere) speak the same protocol; here is the only
+place that knows which
+one it is. What a user of a backend needs is `Backend.sdk_options`.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringfence.core.config import BackendName, Settings
+from ringfence.core.errors import BackendError
+from ringfence.integrations.embedded import EmbeddedServer, Progress, embedded_server
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that is ready to be used.
+
+    isolation: the server's own report of the layers in force (``level`` and ``layers``); None where it does
+    not say (E2B).
+    template: the template sandboxes are made from; None is the backend's default.
+    request_timeout: seconds for one HTTP request.
+    """
+
+    name: BackendName
+    api_url: str | None
+    sandbox_url: str | None
+    api_key: str = field(repr=False)
+    template: str | None
+    isolation: dict[str, Any] | None
+    request_timeout: float = 60
+    domain: str | None = None
+    embedded: EmbeddedServer | None = field(default=None, repr=False)
+
+    def sdk_options(self) -> dict[str, Any]:
+        """The connection's keyword arguments for `AsyncSandbox.create`, `connect`, `list` and the like."""
+        options: dict[str, Any] = {
+            "api_key": self.api_key,
+            "request_timeout": self.request_timeout,
+            "debug": False,
+        }
+        given = {"api_url": self.api_url, "sandbox_url": self.sandbox_url, "domain": self.domain}
+        return options | {name: value for name, value in given.items() if value is not None}
+
+    def describe(self) -> str:
+        """One phrase for results and logs: the backend's name, where it is, and its level of isolation."""
+        if self.name == "e2b":
+            return f"e2b ({self.api_url or self.domain or 'cloud'})"
+        level = (self.isolation or {}).get("level", "unknown")
+        place = "local" if self.name == "local" else f"remote ({self.api_url})"
+        return f"{place}, isolation {level}"
+
+    def running(self) -> bool:
+        """False when the embedded server has died; a server elsewhere is taken to run."""
+        return self.embedded is None or self.embedded.running()
+
+
+@asynccontextmanager
+async def open_backend(settings: Settings, *, progress: Progress | None = None) -> AsyncIterator[Backend]:
+    """The backend that `settings` select, for as long as the context lasts.
+
+    The embedded server is started when it is that one, and ended on the way out; `progress` is told about a
+    start that takes
+    longer than a second. `ConfigurationError` for settings that contradict each other, `BackendError` for a
+    backend that does
+    not start or does not answer.
+    """
+    name = settings.choose_backend()
+    if name == "local":
+        server = embedded_server(
+            template=settings.template, start_timeout=settings.start_timeout, progress=progress
+        )
+        async with server as running:
+            yield _local(settings, running)
+    elif name == "remote":
+        yield await _remote(settings)
+    else:
+        yield _e2b(settings)
+
+
+def _local(settings: Settings, server: EmbeddedServer) -> Backend:
+    return Backend(
+        name="local",
+        api_url=server.url,
+        sandbox_url=server.url,
+        api_key=server.api_key,
+        template=settings.template,
+        isolation=server.isolation,
+        request_timeout=settings.request_timeout,
+        embedded=server,
+    )
+
+
+async def _remote(settings: Settings) -> Backend:
+    if settings.url is None or settings.api_key is None:
+        raise BackendError("no server is configured")
+    key = settings.api_key.get_secret_value()
+    health = await fetch_health(settings.url, key, settings.request_timeout)
+    return Backend(
+        name="remote",
+        api_url=settings.url,
+        sandbox_url=settings.url,
+        api_key=key,
+        template=settings.template,
+        isolation=health.get("isolation"),
+        request_timeout=settings.request_timeout,
+    )
+
+
+def _e2b(settings: Settings) -> Backend:
+    if settings.e2b_api_key is None:
+        raise BackendError("no E2B key is configured")
+    return Backend(
+        name="e2b",
+        api_url=settings.e2b_api_url,
+        sandbox_url=settings.e2b_sandbox_url,
+        api_key=settings.e2b_api_key.get_secret_value(),
+        template=settings.template,
+        isolation=None,
+        request_timeout=settings.request_timeout,
+        domain=settings.e2b_domain,
+    )
+
+
+async def fetch_health(url: str, api_key: str, request_timeout: float) -> dict[str, Any]:
+    """A server's ``GET /health``, or a `BackendError` that says what is wrong. `request_timeout` in
+    seconds.
+    """
+    import httpx  # the SDK's HTTP client; imported only where a server elsewhere is used
+
+    try:
+        async with httpx.AsyncClient(timeout=request_timeout) as client:
+            response = await client.get(f"{url}/health", headers={"X-API-Key": api_key})
+    except httpx.HTTPError as error:
+        raise BackendError(f"no answer from the server at {url}: {error or type(error).__name__}") from error
+    if response.status_code != 200:
+        raise BackendError(
+            f"the server at {url} answers /health with {response.status_code}, not as Ringfence does"
+        )
+    try:
+        health = response.json()
+    except ValueError:
+        health = None
+    if not isinstance(health, dict):
+        raise BackendError(f"what answers at {url} is not a Ringfence server")
+    return health
