@@ -1,0 +1,175 @@
+"""One code context: a kernel, started anew when it was lost, and the cells that wait for it."""
+
+import asyncio
+from dataclasses import dataclass
+
+from ringfence.guest.interpreter import events
+from ringfence.guest.interpreter.kernel import Kernel, KernelSpec, Run
+from ringfence.guest.interpreter.nursery import KernelStartError, NurseryClient
+
+INTERRUPT_GRACE = 5.0
+"""Seconds a cell has to end after an interrupt; then its kernel is killed."""
+OUTPUT_LIMIT = 20 * 1024 * 1024
+"""Bytes a cell may print, to stdout and stderr together."""
+RESULTS_LIMIT = 64 * 1024 * 1024
+"""Bytes the results of a cell may have together."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Code to run. exec_timeout: seconds, from when the cell starts to run; None for no limit."""
+
+    code: str
+    env: dict[str, str]
+    exec_timeout: float | None = None
+
+
+class Execution:
+    """A cell that was handed to a context. `events` ends with ``end_of_execution``, always.
+
+    failed_to_start: why there is no kernel, when that is so; set before any event comes.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.events: asyncio.Queue[events.Event] = asyncio.Queue()
+        self.failed_to_start: str | None = None
+        self.cancelled = asyncio.Event()
+
+    def cancel(self) -> None:
+        """Nobody waits for this cell any more: do not start it, or interrupt it."""
+        self.cancelled.set()
+
+
+class Context:
+    """A context of E2B's: an id, a language, a directory and a state that lasts from cell to cell."""
+
+    def __init__(self, context_id: str, nursery: NurseryClient, spec: KernelSpec) -> None:
+        self.id = context_id
+        self.spec = spec
+        self._nursery = nursery
+        self._lock = asyncio.Lock()
+        self._kernel: Kernel | None = None
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def as_dict(self) -> dict[str, str]:
+        """The context as the API shows it."""
+        return {"id": self.id, "language": self.spec.language, "cwd": self.spec.cwd}
+
+    async def start(self) -> None:
+        """Start the kernel if there is none. Raises KernelStartError."""
+        async with self._lock:
+            await self._ensure_kernel()
+
+    def submit(self, cell: Cell) -> Execution:
+        """Queue a cell. It runs when those before it have ended, also when nobody reads its events."""
+        execution = Execution(cell)
+        task = asyncio.get_running_loop().create_task(self._execute(execution))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return execution
+
+    async def restart(self) -> None:
+        """A new kernel without the old one's state. A cell that runs meanwhile ends with an error that says so."""
+        await self._end_kernel("the context was restarted")
+        await self.start()
+
+    async def close(self) -> None:
+        """End the kernel for good."""
+        self._closed = True
+        await self._end_kernel("the context was removed")
+
+    async def _end_kernel(self, reason: str) -> None:
+        kernel = self._kernel
+        if kernel is None:
+            return
+        if self._lock.locked():
+            kernel.kill(reason)
+        async with self._lock:
+            if self._kernel is kernel:
+                await kernel.shut_down()
+                self._kernel = None
+
+    async def _ensure_kernel(self) -> tuple[Kernel, str | None]:
+        """The kernel, and how the one before it was lost since the last cell, if it was."""
+        if self._closed:
+            raise KernelStartError("the context was removed")
+        lost = None
+        if self._kernel is not None and not self._kernel.alive:
+            lost = await self._kernel.ended
+            self._kernel = None
+        if self._kernel is None:
+            self._kernel = await Kernel.start(self._nursery, self.spec)
+        return self._kernel, lost
+
+    async def _execute(self, execution: Execution) -> None:
+        queue = execution.events
+        try:
+            async with self._lock:
+                if not execution.cancelled.is_set():
+                    await self._execute_locked(execution)
+        except KernelStartError as error:
+            execution.failed_to_start = str(error)
+            queue.put_nowait(events.error("KernelStartError", str(error)))
+        finally:
+            queue.put_nowait(events.END)
+
+    async def _execute_locked(self, execution: Execution) -> None:
+        queue, cell = execution.events, execution.cell
+        kernel, lost = await self._ensure_kernel()
+        if lost is not None:
+            note = f"The kernel of this context {lost} since the last cell; this one runs in a new kernel, without its variables."
+            queue.put_nowait(events.context_state("reset", note))
+            queue.put_nowait(events.output("stderr", f"{note}\n"))
+        finished = asyncio.get_running_loop().create_future()
+        run = Run(cell.code, cell.env, queue, OUTPUT_LIMIT, RESULTS_LIMIT, finished)
+        await kernel.begin(run)
+        timed_out = await self._watch(kernel, run, execution)
+        ending = run.finished.result()
+        if ending is not None:
+            self._kernel = None
+            queue.put_nowait(_lost(self.spec.language, ending, timed_out))
+            queue.put_nowait(events.context_state("lost", f"the kernel {ending}"))
+        elif timed_out:
+            queue.put_nowait(_timed_out(timed_out))
+
+    async def _watch(self, kernel: Kernel, run: Run, execution: Execution) -> float | None:
+        """Wait for the end of a run; interrupt it when nobody wants it any more or its time is up.
+
+        Returns the time limit, in seconds, if that is what ended it.
+        """
+        cancelled = asyncio.create_task(execution.cancelled.wait())
+        limit = execution.cell.exec_timeout
+        try:
+            await asyncio.wait({run.finished, cancelled}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if run.finished.done():
+                return None
+            kernel.interrupt()
+            await asyncio.wait({run.finished}, timeout=INTERRUPT_GRACE)
+            if not run.finished.done():
+                kernel.kill(f"the cell did not react to an interrupt within {INTERRUPT_GRACE:.0f} s")
+                await run.finished
+            return None if cancelled.done() else limit
+        finally:
+            cancelled.cancel()
+
+
+def _timed_out(limit: float) -> events.Event:
+    return events.error(
+        "TimeoutError",
+        f"The cell ran longer than its limit of {limit:g} s and was interrupted. All variables are kept.",
+    )
+
+
+def _lost(language: str, ending: str, timed_out: float | None) -> events.Event:
+    """The error of a cell whose kernel ended before the cell did."""
+    name = "TimeoutError" if timed_out else "KernelDied"
+    if ending.endswith("the context was restarted"):
+        name = "ContextRestarting"
+    after = f" after its time limit of {timed_out:g} s" if timed_out else ""
+    value = (
+        f"The {language} process of this context {ending}{after}. All its variables are lost; "
+        "the next cell starts with a new process."
+    )
+    return events.error(name, value)

@@ -1,0 +1,309 @@
+"""One kernel process as the guest sees it: its channel, its two output pipes and its end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ringfence.guest.interpreter import events
+from ringfence.guest.interpreter.identity import User
+from ringfence.guest.interpreter.nursery import Forked, KernelStartError, NurseryClient
+from ringfence.guest.interpreter.output import OutputPipe, make_pipe
+
+MAX_LINE = 16 * 1024 * 1024
+"""Bytes one message of a kernel may have, and one cell."""
+_START_SECONDS = 60.0
+_SHUTDOWN_SECONDS = 1.0
+_IDLE_OUTPUT = 64 * 1024
+
+StreamName = Literal["stdout", "stderr"]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What kernel to start."""
+
+    language: str
+    user: User
+    cwd: str
+    env: dict[str, str] = field(repr=False)
+
+
+@dataclass
+class Run:
+    """One cell on its way through a kernel. `emit` takes its events; `finished` says how the run ended.
+
+    The result of `finished` is None when the kernel says the cell is done, else the reason why it never will be.
+    """
+
+    code: str
+    env: dict[str, str]
+    events: "asyncio.Queue[events.Event]"
+    output_limit: int
+    results_limit: int
+    finished: asyncio.Future[str | None]
+    silent: bool = False
+    failed: bool = False
+    printed: int = 0
+    dropped: int = 0
+    shown: int = 0
+
+    def allow(self, count: int) -> int:
+        """How many of `count` more bytes of output may be passed on."""
+        allowed = max(0, min(count, self.output_limit - self.printed))
+        self.printed += allowed
+        return allowed
+
+    def over(self, dropped: int) -> None:
+        """`dropped` bytes of output were not passed on; the first time, say so."""
+        if not self.dropped:
+            self.note(f"[the output limit of {self.output_limit} bytes is reached; the rest of the output is dropped]")
+        self.dropped += dropped
+
+    def show(self, event: events.Event, size: int) -> None:
+        """Pass on a result of about `size` bytes, unless the results of this cell are too large together."""
+        if self.shown + size > self.results_limit:
+            self.note(f"[a result of {size} bytes is dropped: the limit for a cell is {self.results_limit} bytes]")
+            return
+        self.shown += size
+        self.events.put_nowait(event)
+
+    def note(self, text: str) -> None:
+        """Tell the user something of our own, on stderr."""
+        self.events.put_nowait(events.output("stderr", f"{text}\n"))
+
+    def finish(self, ending: str | None) -> None:
+        """The run has ended: done (None), or never to be done."""
+        if self.dropped:
+            self.note(f"[{self.dropped} bytes of output were dropped]")
+        if not self.finished.done():
+            self.finished.set_result(ending)
+
+
+class Kernel:
+    """A running kernel. Make one with `start`; it is of no use any more once `ended` is done.
+
+    ended: becomes a sentence that says how the process ended.
+    changed: packages that differ from the preloaded ones, for which the kernel was started afresh.
+    """
+
+    def __init__(self, connection: socket.socket, outputs: tuple[int, int], limits: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.changed: tuple[str, ...] = ()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._connection = connection
+        self._partial = bytearray()
+        self._pid = 0
+        self._killed_for: str | None = None
+        self._run: Run | None = None
+        self._idle: list[tuple[StreamName, str]] = []
+        self._idle_room = limits
+        self._stdout = OutputPipe(outputs[0], lambda text: self._printed("stdout", text), self._allow, self._over)
+        self._stderr = OutputPipe(outputs[1], lambda text: self._printed("stderr", text), self._allow, self._over)
+        connection.setblocking(False)
+        self._loop.add_reader(connection.fileno(), self._readable)
+
+    @classmethod
+    async def start(cls, nursery: NurseryClient, spec: KernelSpec) -> "Kernel":
+        """A kernel that is ready for its first cell. Raises KernelStartError."""
+        ours, theirs = socket.socketpair()
+        stdout, stderr, null = make_pipe(), make_pipe(), os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        kernel = cls(ours, (stdout[0], stderr[0]), _IDLE_OUTPUT)
+        try:
+            given = (theirs.fileno(), null, stdout[1], stderr[1])
+            forked = await nursery.fork(spec.user, spec.cwd, spec.env, given)
+        except BaseException:
+            kernel._close()
+            raise
+        finally:
+            theirs.close()
+            for fd in (null, stdout[1], stderr[1]):
+                os.close(fd)
+        await kernel._begin(forked, spec.language)
+        return kernel
+
+    async def _begin(self, forked: Forked, language: str) -> None:
+        self._pid, self.changed = forked.pid, forked.changed
+        forked.exited.add_done_callback(self._exited)
+        try:
+            await self._send({"op": "init", "language": language})
+            await asyncio.wait_for(self._ready, _START_SECONDS)
+        except TimeoutError:
+            self.kill(f"it was not ready within {_START_SECONDS:.0f} s")
+            raise KernelStartError(f"the kernel was not ready within {_START_SECONDS:.0f} s") from None
+        except asyncio.CancelledError:
+            self.kill("nobody waits for it any more")
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended and is not about to."""
+        return not self.ended.done() and self._killed_for is None
+
+    async def begin(self, run: Run) -> None:
+        """Hand a cell to the kernel; its events and its end come through `run`."""
+        self._stdout.drain()
+        self._stderr.drain()
+        for name, text in self._idle:
+            run.events.put_nowait(events.output(name, text))
+        self._idle.clear()
+        self._idle_room = _IDLE_OUTPUT
+        if self.ended.done():
+            run.finish(self.ended.result())
+            return
+        self._run = run
+        await self._send({"op": "execute", "code": run.code, "env": run.env, "silent": run.silent})
+
+    def interrupt(self) -> None:
+        """SIGINT for the kernel and what it started in its process group."""
+        self._signal(signal.SIGINT)
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL for the kernel and its process group; `reason` completes "killed because …"."""
+        if self._killed_for is None:
+            self._killed_for = reason
+        self._signal(signal.SIGKILL)
+
+    async def shut_down(self) -> None:
+        """Ask the kernel to end, so that files it has open are written; kill it when it does not."""
+        if self.ended.done():
+            return
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+        await asyncio.wait([self.ended], timeout=_SHUTDOWN_SECONDS)
+        self.kill("it was shut down")
+        await asyncio.wait([self.ended], timeout=_SHUTDOWN_SECONDS)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pid and not self.ended.done():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, number)
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        try:
+            await self._loop.sock_sendall(self._connection, json.dumps(message).encode("ascii") + b"\n")
+        except OSError:
+            pass  # the kernel has ended; that is told when its exit status comes
+
+    # What comes from the kernel
+
+    def _allow(self, count: int) -> int:
+        if self._run is not None:
+            return self._run.allow(count)
+        allowed = min(count, self._idle_room)
+        self._idle_room -= allowed
+        return allowed
+
+    def _over(self, dropped: int) -> None:
+        if self._run is not None:
+            self._run.over(dropped)
+
+    def _printed(self, name: StreamName, text: str) -> None:
+        if self._run is None:
+            self._idle.append((name, text))
+        else:
+            self._run.events.put_nowait(events.output(name, text))
+
+    def _readable(self) -> None:
+        try:
+            data = self._connection.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._connection.fileno())
+            if not self.ended.done():
+                self._loop.call_later(_SHUTDOWN_SECONDS, self._abandoned)
+            return
+        self._partial += data
+        *lines, rest = self._partial.split(b"\n")
+        self._partial = bytearray(rest)
+        if len(rest) > MAX_LINE:
+            self.kill(f"it sent a message of more than {MAX_LINE} bytes")
+        for line in lines:
+            self._receive(bytes(line))
+
+    def _abandoned(self) -> None:
+        """The channel is closed; a kernel that still lives cannot be used any more."""
+        self.kill("the code closed the connection that the kernel is controlled by")
+
+    def _receive(self, line: bytes) -> None:
+        try:
+            message = json.loads(line, parse_constant=lambda _: None)
+            self._dispatch(message, len(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self.kill("it sent something on its control channel that is no message")
+
+    def _dispatch(self, message: dict[str, Any], size: int) -> None:
+        self._stdout.drain()
+        self._stderr.drain()
+        kind = message["event"]
+        run = self._run
+        if kind == "ready" and not self._ready.done():
+            self._ready.set_result(None)
+        elif run is None:
+            return
+        elif kind == "started" and not run.silent:
+            run.events.put_nowait(events.number_of_executions(int(message["count"])))
+        elif kind == "display":
+            run.show(events.result(dict(message["data"]), main=bool(message["main"])), size)
+        elif kind == "error":
+            run.failed = True
+            texts = (str(message[key]) for key in ("name", "value", "traceback"))
+            run.events.put_nowait(events.error(*texts))
+        elif kind == "done":
+            self._stdout.finish()
+            self._stderr.finish()
+            self._run = None
+            run.finish(None)
+
+    def _exited(self, exited: asyncio.Future[int]) -> None:
+        self._loop.remove_reader(self._connection.fileno())
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGKILL)  # what it leaves behind would hold its pipes
+        with contextlib.suppress(OSError):
+            while data := self._connection.recv(1 << 18):
+                self._partial += data
+        for line in self._partial.split(b"\n")[:-1]:
+            self._receive(bytes(line))
+        self._stdout.finish()
+        self._stderr.finish()
+        ending = _describe(exited.result(), self._killed_for)
+        if not self.ended.done():
+            self.ended.set_result(ending)
+        if not self._ready.done():
+            said = "".join(text for _, text in self._idle).strip()
+            self._ready.set_exception(KernelStartError(said or f"the kernel did not start: {ending}"))
+        run, self._run = self._run, None
+        self._close()
+        if run is not None:
+            run.finish(ending)
+
+    def _close(self) -> None:
+        self._loop.remove_reader(self._connection.fileno())
+        self._stdout.close()
+        self._stderr.close()
+        self._connection.close()
+
+
+def _describe(status: int, killed_for: str | None) -> str:
+    """How a process with this wait status ended, as a sentence without its subject."""
+    if killed_for is not None:
+        return f"was killed because {killed_for}"
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ""
+    if -code == signal.SIGKILL:
+        hint = "; nobody asked for that, so most likely the sandbox's memory limit was reached"
+    return f"was ended by {name}{hint}"

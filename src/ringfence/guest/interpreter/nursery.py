@@ -1,0 +1,120 @@
+"""The guest's end of the nursery's socket: asks for kernels and learns how they ended."""
+
+import array
+import asyncio
+import itertools
+import json
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringfence.guest.interpreter.identity import User
+
+_MAX_PACKET = 64 * 1024
+
+
+class KernelStartError(Exception):
+    """A kernel could not be started; the message says why."""
+
+
+@dataclass
+class Forked:
+    """A kernel's process. `exited` becomes its wait status. `changed` names the packages that made a fresh exec needed."""
+
+    pid: int
+    fresh: bool
+    changed: tuple[str, ...]
+    exited: asyncio.Future[int] = field(repr=False)
+
+
+class NurseryClient:
+    """Requests to the nursery over `sock`, a SEQPACKET socket made by whoever started both."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._ids = itertools.count(1)
+        self._waiting: dict[str, asyncio.Future[Forked]] = {}
+        self._kernels: dict[int, asyncio.Future[int]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def fork(
+        self, user: User, cwd: str, env: dict[str, str], descriptors: tuple[int, int, int, int], *, fresh: bool = False
+    ) -> Forked:
+        """Start a kernel with `descriptors` as control channel, stdin, stdout and stderr. Raises KernelStartError.
+
+        The descriptors stay the caller's to close. An environment of more than 60 KiB does not fit a packet.
+        """
+        loop = self._attach()
+        request_id = str(next(self._ids))
+        request = {"op": "fork", "id": request_id, "uid": user.uid, "gid": user.gid, "groups": list(user.groups)}
+        packet = json.dumps({**request, "cwd": cwd, "env": env, "fresh": fresh}).encode()
+        if len(packet) > _MAX_PACKET:
+            raise KernelStartError(f"the environment is too large: {len(packet)} bytes of at most {_MAX_PACKET}")
+        answer: asyncio.Future[Forked] = loop.create_future()
+        self._waiting[request_id] = answer
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        try:
+            self._socket.sendmsg([packet], rights)
+        except OSError as error:
+            del self._waiting[request_id]
+            raise KernelStartError(f"the nursery is gone: {error.strerror}") from error
+        return await answer
+
+    def close(self) -> None:
+        """Close the socket: the nursery then kills every kernel and ends."""
+        if self._loop is not None and not self._closed:
+            self._loop.remove_reader(self._socket.fileno())
+        self._closed = True
+        self._socket.close()
+
+    def _attach(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise KernelStartError("the nursery is gone")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._socket.fileno(), self._readable)
+        return self._loop
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_MAX_PACKET)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+            return
+        self._dispatch(json.loads(data))
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        if message["op"] == "exited":
+            exited = self._kernels.pop(message["pid"], None)
+            if exited is not None and not exited.done():
+                exited.set_result(message["status"])
+            return
+        answer = self._waiting.pop(message["id"], None)
+        if answer is None or self._loop is None:
+            return
+        if message["op"] != "forked":
+            if not answer.done():
+                answer.set_exception(KernelStartError(message["message"]))
+            return
+        exited = self._kernels[message["pid"]] = self._loop.create_future()
+        if not answer.done():
+            changed = tuple(message.get("changed", ()))
+            answer.set_result(Forked(message["pid"], bool(message.get("fresh")), changed, exited))
+
+    def _lost(self) -> None:
+        """The nursery died, and by its death signal every kernel with it."""
+        self.close()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(KernelStartError("the nursery died"))
+        for exited in self._kernels.values():
+            if not exited.done():
+                exited.set_result(9)
+        self._waiting.clear()
+        self._kernels.clear()

@@ -1,0 +1,74 @@
+"""The kernel's end of the control channel: one JSON object per line, both ways, over a stream socket."""
+
+import json
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from .interrupts import Interrupts
+
+MAX_LINE = 16 * 1024 * 1024
+"""Bytes one message may have. Longer ones are refused here, and by the guest."""
+
+Message = dict[str, Any]
+
+
+class Channel:
+    """Messages over `connection`. Sending may happen from any thread; receiving only from the main one.
+
+    The socket stays blocking, because the guest always reads; receiving asks with ``MSG_DONTWAIT``.
+    """
+
+    def __init__(self, connection: socket.socket, interrupts: Interrupts) -> None:
+        self._connection = connection
+        self._interrupts = interrupts
+        self._lock = threading.RLock()
+        self._partial = bytearray()
+        self._received: deque[Message] = deque()
+        self.closed = False
+
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait on."""
+        return self._connection.fileno()
+
+    def send(self, message: Message) -> None:
+        """Write one message whole: an interrupt that arrives meanwhile waits until it is out.
+
+        Raises ValueError when the message is longer than `MAX_LINE` or not JSON.
+        """
+        line = json.dumps(message, allow_nan=False).encode("ascii") + b"\n"
+        if len(line) > MAX_LINE:
+            raise ValueError(f"a message of {len(line)} bytes is longer than the limit of {MAX_LINE}")
+        with self._interrupts.held(), self._lock:
+            self._connection.sendall(line)
+
+    def take(self) -> Message | None:
+        """The oldest message that has arrived and was not taken yet, or None."""
+        return self._received.popleft() if self._received else None
+
+    def receive(self) -> bool:
+        """Read what there is without waiting; False when nothing more can come now."""
+        try:
+            data = self._connection.recv(1 << 18, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self.closed = True
+            return False
+        self._partial += data
+        *lines, rest = self._partial.split(b"\n")
+        self._partial = bytearray(rest)
+        self._received.extend(json.loads(line) for line in lines if line)
+        return True
+
+    def wait(self) -> Message | None:
+        """The next message, however long it takes; None when the guest is gone. For programs without a loop."""
+        while not self._received and not self.closed:
+            data = self._connection.recv(1, socket.MSG_PEEK)
+            if not data:
+                self.closed = True
+            self.receive()
+        return self.take()

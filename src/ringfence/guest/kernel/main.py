@@ -1,0 +1,46 @@
+"""Starting a kernel in a process that is ready for it: after a fork, or after an exec of a fresh interpreter."""
+
+import atexit
+import contextlib
+import os
+import socket
+import sys
+from typing import NoReturn
+
+from . import bash, streams
+from .channel import Channel
+from .images import show_images
+from .interrupts import Interrupts
+from .kernel import Kernel
+from .shell import KernelShell
+
+
+def run(control: int) -> NoReturn:
+    """Be a kernel on the descriptor `control` until the guest closes it; then end the process.
+
+    The guest's first message says what kernel: ``{"op": "init", "language": "python" | "bash"}``.
+    """
+    streams.install()
+    interrupts = Interrupts()
+    interrupts.disarm()
+    channel = Channel(socket.socket(fileno=control), interrupts)
+    init = channel.wait()
+    if init is None:
+        os._exit(0)
+    if init.get("language") == "bash":
+        bash.BashKernel(channel, interrupts).serve()
+        os._exit(0)
+    _clean_path()
+    show_images()
+    shell = KernelShell.instance() if KernelShell.initialized() else KernelShell.make()
+    Kernel(channel, shell, interrupts).serve()
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    streams.flush()
+    os._exit(0)
+
+
+def _clean_path() -> None:
+    """Search the working directory first, as Jupyter does, and never the directory this package came from."""
+    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[:] = ["", *(entry for entry in sys.path if entry not in ("", own))]
