@@ -1,0 +1,71 @@
+"""API keys: who may use the server, and whose sandboxes are whose.
+
+A key is 160 random bits, so a plain SHA-256 is a sufficient digest: there is nothing to guess from. Keys that
+the operator chose are held to a minimum length for the same reason.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from ringfence.core.errors import ConfigurationError
+from ringfence.core.ids import new_api_key
+from ringfence.server.store import Store
+
+_MIN_LENGTH = 20
+_INDEX_LENGTH = 8
+
+
+def digest_of(key: str) -> str:
+    """The SHA-256 of a key, in hex: what is stored and compared."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def owner_of(digest: str) -> str:
+    """The owner that a key with this digest stands for, the same over restarts."""
+    return "own_" + digest[:16]
+
+
+class Keys:
+    """The keys that are accepted. Built once at start-up from the operator's presets and the store."""
+
+    def __init__(self, digests: Iterable[tuple[str, str]] = ()) -> None:
+        self._index: dict[str, list[tuple[str, str]]] = {}
+        for digest, owner in digests:
+            self._index.setdefault(digest[:_INDEX_LENGTH], []).append((digest, owner))
+
+    def owner(self, key: str) -> str | None:
+        """The owner behind `key`, or None when it is not accepted.
+
+        The digest's first bits find the candidates; the rest is compared in constant time.
+        """
+        digest = digest_of(key)
+        found = None
+        for candidate, owner in self._index.get(digest[:_INDEX_LENGTH], ()):
+            if hmac.compare_digest(candidate, digest):
+                found = owner
+        return found
+
+
+def load_keys(store: Store, presets: tuple[str, ...]) -> tuple[Keys, str | None]:
+    """The accepted keys, and the key that was just made because there was none (to be shown once; only its
+    digest is kept).
+
+    Raises ConfigurationError when a preset is too short to be safe.
+    """
+    for preset in presets:
+        if len(preset) < _MIN_LENGTH or not preset.isascii() or not preset.isprintable():
+            raise ConfigurationError(
+                f"RINGFENCE_API_KEY must be at least {_MIN_LENGTH} printable ASCII characters, "
+                "best e2b_ and 40 random hexadecimal digits"
+            )
+    digests = [(digest, owner_of(digest)) for digest in map(digest_of, presets)]
+    made = None
+    stored = store.keys()
+    if not presets and not stored:
+        made = new_api_key()
+        digest = digest_of(made)
+        store.add_key(digest, owner_of(digest), "first")
+        digests.append((digest, owner_of(digest)))
+    digests += [(key.digest, key.owner) for key in stored]
+    return Keys(digests), made

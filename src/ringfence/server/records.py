@@ -1,0 +1,130 @@
+"""One sandbox as the server knows it, and how it is shown on the wire."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ringfence.engine.model import Sandbox, Stats
+
+ENVD_VERSION = "0.6.13"
+"""The envd generation whose behaviour the guest has; SDKs choose features by it."""
+
+CLIENT_ID = "ringfence"
+_LOG_LINES = 500
+_SAMPLES = 720
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """An event in the life of a sandbox. `at` is in seconds since the epoch."""
+
+    at: float
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The use of a sandbox at one time: `at` in epoch seconds; one busy processor is 100 `cpu_percent`."""
+
+    at: float
+    cpu_percent: float
+    stats: Stats
+
+
+@dataclass
+class Record:
+    """A running sandbox and what its creator asked for. Times are seconds since the epoch.
+
+    access_token: what envd inside asks for. traffic_token: what the proxy asks for on user ports.
+    """
+
+    sandbox: Sandbox
+    owner: str
+    started_at: float
+    end_at: float
+    metadata: dict[str, str]
+    access_token: str | None = None
+    traffic_token: str | None = None
+    allow_internet_access: bool | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+    mask_request_host: str | None = None
+    log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+
+    @property
+    def sandbox_id(self) -> str:
+        return self.sandbox.sandbox_id
+
+    def as_created(self, domain: str) -> dict[str, Any]:
+        """The answer to create and connect (``Sandbox`` in E2B's OpenAPI)."""
+        body: dict[str, Any] = {
+            "templateID": self.sandbox.template.template_id,
+            "sandboxID": self.sandbox_id,
+            "clientID": CLIENT_ID,
+            "envdVersion": ENVD_VERSION,
+            "alias": self.sandbox.template.name,
+            "domain": domain,
+        }
+        if self.access_token is not None:
+            body["envdAccessToken"] = self.access_token
+        if self.traffic_token is not None:
+            body["trafficAccessToken"] = self.traffic_token
+        return body
+
+    def as_listed(self) -> dict[str, Any]:
+        """One element of a list (``ListedSandbox``)."""
+        limits = self.sandbox.limits
+        return {
+            "templateID": self.sandbox.template.template_id,
+            "alias": self.sandbox.template.name,
+            "sandboxID": self.sandbox_id,
+            "clientID": CLIENT_ID,
+            "startedAt": timestamp(self.started_at),
+            "endAt": timestamp(self.end_at),
+            "cpuCount": whole_cpus(limits.cpus),
+            "memoryMB": limits.memory_mb,
+            "diskSizeMB": limits.disk_mb,
+            "state": "running",
+            "envdVersion": ENVD_VERSION,
+            "metadata": self.metadata,
+        }
+
+    def as_detail(self, domain: str) -> dict[str, Any]:
+        """The answer to info (``SandboxDetail``)."""
+        body = self.as_listed()
+        body["domain"] = domain
+        body["allowInternetAccess"] = self.allow_internet_access
+        body["lifecycle"] = {"autoResume": False, "onTimeout": "kill"}
+        if self.network:
+            body["network"] = self.network
+        if self.access_token is not None:
+            body["envdAccessToken"] = self.access_token
+        return body
+
+
+def timestamp(seconds: float) -> str:
+    """A time as the wire has it: RFC 3339 in UTC with microseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def whole_cpus(cpus: float) -> int:
+    """Processors as the wire has them: a whole number, at least one."""
+    return max(1, round(cpus))
+
+
+def metric(record: Record, sample: Sample) -> dict[str, Any]:
+    """One point of a sandbox's metrics (``SandboxMetric``). Memory and disk in bytes."""
+    limits = record.sandbox.limits
+    return {
+        "timestamp": timestamp(sample.at),
+        "timestampUnix": int(sample.at),
+        "cpuCount": whole_cpus(limits.cpus),
+        "cpuUsedPct": round(sample.cpu_percent, 2),
+        "memUsed": sample.stats.memory_used,
+        "memTotal": sample.stats.memory_limit,
+        "memCache": 0,
+        "diskUsed": 0,
+        "diskTotal": limits.disk_mb * 1024 * 1024,
+    }

@@ -1,0 +1,184 @@
+"""The control plane's sandbox operations (``/sandboxes…``, ``/v2/sandboxes…``)."""
+
+import hashlib
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ringfence.server.errors import ApiError, not_implemented
+from ringfence.server.idempotency import Idempotency
+from ringfence.server.listing import parse_query, select
+from ringfence.server.models import Connect, Network, NetworkUpdate, NewSandbox, Refresh, Timeout
+from ringfence.server.records import Record
+from ringfence.server.registry import Registry
+from ringfence.server.requests import owner_of, parse_model, path_param, read_body, read_model
+
+_V1_LIFETIME = 15
+_V2_LIFETIME = 300
+_EVERYTHING = {"0.0.0.0/0", "::/0"}
+
+
+class SandboxRoutes:
+    """Handlers of the sandbox operations. `domain` is what clients are told sandboxes are reached under."""
+
+    def __init__(self, registry: Registry, domain: str) -> None:
+        self._registry = registry
+        self._domain = domain
+        self._idempotency = Idempotency()
+
+    def routes(self) -> list[Route]:
+        """The routes, most specific first."""
+        one = "/sandboxes/{sandbox_id}"
+        return [
+            Route("/sandboxes", self.create_v1, methods=["POST"]),
+            Route("/v2/sandboxes", self.create_v2, methods=["POST"]),
+            Route("/sandboxes", self.list_v1, methods=["GET"]),
+            Route("/v2/sandboxes", self.list_v2, methods=["GET"]),
+            Route(one, self.info, methods=["GET"]),
+            Route(one, self.kill, methods=["DELETE"]),
+            Route(f"{one}/connect", self.connect_v1, methods=["POST"]),
+            Route(f"/v2{one}/connect", self.connect_v2, methods=["POST"]),
+            Route(f"{one}/resume", self.resume, methods=["POST"]),
+            Route(f"{one}/timeout", self.timeout, methods=["POST"]),
+            Route(f"{one}/refreshes", self.refresh, methods=["POST"]),
+            Route(f"{one}/network", self.update_network, methods=["PUT"]),
+        ]
+
+    async def create_v1(self, request: Request) -> Response:
+        """``POST /sandboxes``: lives 15 s unless told; open to all who know its id when `secure` is false."""
+        new = parse_model(await read_body(request), NewSandbox)
+        body = await self._create(owner_of(request), new, _V1_LIFETIME, secure=new.secure is not False)
+        return JSONResponse(body, status_code=201)
+
+    async def create_v2(self, request: Request) -> Response:
+        """``POST /v2/sandboxes``: lives 300 s unless told; always secured; may carry an Idempotency-Key."""
+        raw = await read_body(request)
+        new = parse_model(raw, NewSandbox)
+        owner = owner_of(request)
+        key = request.headers.get("idempotency-key")
+
+        async def create() -> dict[str, Any]:
+            return await self._create(owner, new, _V2_LIFETIME, secure=True)
+
+        if key is None:
+            return JSONResponse(await create(), status_code=201)
+        body = await self._idempotency.run(owner, key, hashlib.sha256(raw).digest(), create)
+        return JSONResponse(body, status_code=201)
+
+    async def _create(self, owner: str, new: NewSandbox, lifetime: int, *, secure: bool) -> dict[str, Any]:
+        _refuse_unsupported(new)
+        record = await self._registry.create(
+            owner, new, lifetime=lifetime if new.timeout is None else new.timeout, secure=secure
+        )
+        return record.as_created(self._domain)
+
+    async def list_v1(self, request: Request) -> Response:
+        """``GET /sandboxes``: all that run, without pages."""
+        found, _ = select(
+            self._registry.owned(owner_of(request)), parse_query(request.query_params, paged=False)
+        )
+        return JSONResponse([record.as_listed() for record in found])
+
+    async def list_v2(self, request: Request) -> Response:
+        """``GET /v2/sandboxes``: a page, and in ``x-next-token`` where the next one starts."""
+        found, token = select(
+            self._registry.owned(owner_of(request)), parse_query(request.query_params, paged=True)
+        )
+        headers = {"x-next-token": token} if token else None
+        return JSONResponse([record.as_listed() for record in found], headers=headers)
+
+    async def info(self, request: Request) -> Response:
+        """``GET /sandboxes/{id}``."""
+        return JSONResponse(self._record(request).as_detail(self._domain))
+
+    async def kill(self, request: Request) -> Response:
+        """``DELETE /sandboxes/{id}``."""
+        await self._registry.kill(self._record(request).sandbox_id)
+        return Response(status_code=204)
+
+    async def connect_v1(self, request: Request) -> Response:
+        """``POST /sandboxes/{id}/connect``, whose body must name a timeout."""
+        body = await read_model(request, Connect)
+        if body.timeout is None:
+            raise ApiError(400, "timeout: Field required")
+        return self._connect(request, body.timeout)
+
+    async def connect_v2(self, request: Request) -> Response:
+        """``POST /v2/sandboxes/{id}/connect``, 300 s when not told."""
+        body = await read_model(request, Connect)
+        return self._connect(request, body.timeout or _V2_LIFETIME)
+
+    def _connect(self, request: Request, lifetime: int) -> Response:
+        record = self._record(request)
+        self._registry.extend(record, lifetime)
+        return JSONResponse(record.as_created(self._domain))
+
+    async def resume(self, request: Request) -> Response:
+        """``POST /sandboxes/{id}/resume``, of the first SDKs. What runs cannot be resumed."""
+        record = self._record(request)
+        raise ApiError(409, f"sandbox {record.sandbox_id} is already running")
+
+    async def timeout(self, request: Request) -> Response:
+        """``POST /sandboxes/{id}/timeout``: counts from now, may shorten."""
+        body = await read_model(request, Timeout)
+        await self._registry.set_lifetime(self._record(request), body.timeout)
+        return Response(status_code=204)
+
+    async def refresh(self, request: Request) -> Response:
+        """``POST /sandboxes/{id}/refreshes``: never shortens."""
+        body = await read_model(request, Refresh)
+        self._registry.extend(self._record(request), body.duration)
+        return Response(status_code=204)
+
+    async def update_network(self, request: Request) -> Response:
+        """``PUT /sandboxes/{id}/network``: replaces the egress rules."""
+        body = await read_model(request, NetworkUpdate)
+        record = self._record(request)
+        _refuse_network(body)
+        ingress = {key: value for key, value in record.network.items() if key in _INGRESS}
+        egress = {key: value for key, value in body.described().items() if key not in _INGRESS}
+        record.allow_internet_access = egress.pop("allow_internet_access", None)
+        record.network = ingress | egress
+        return Response(status_code=204)
+
+    def _record(self, request: Request) -> Record:
+        return self._registry.lookup(owner_of(request), path_param(request, "sandbox_id"))
+
+
+_INGRESS = {"allowPublicTraffic", "maskRequestHost", "httpsPorts"}
+
+
+def _refuse_unsupported(new: NewSandbox) -> None:
+    """Refuse what was asked for and cannot be done; to leave it out silently would be a lie."""
+    if new.auto_pause:
+        raise not_implemented("autoPause (pausing sandboxes)")
+    if new.volume_mounts:
+        raise not_implemented("volumeMounts (volumes)")
+    if new.iam:
+        raise not_implemented("iam (workload identity)")
+    if new.mcp:
+        raise not_implemented("mcp (the MCP gateway)")
+    if new.network is not None:
+        _refuse_network(new.network)
+
+
+def _refuse_network(network: Network) -> None:
+    """Sandboxes have no network, so denying is always in force and allowing never: refuse to promise it."""
+    refused = {
+        "network.allowOut": network.allow_out,
+        "network.rules": network.rules,
+        "network.egressProxy": network.egress_proxy,
+        "network.httpsPorts": network.https_ports,
+        "network.dnsServers": network.dns_servers,
+    }
+    for name, value in refused.items():
+        if value:
+            raise not_implemented(f"{name} (sandboxes have no network)")
+    for name in network.model_extra or {}:
+        raise not_implemented(f"network.{name}")
+    denied = set(network.deny_out or ())
+    if denied and not denied & _EVERYTHING:
+        # The rest of the internet would be expected to be reachable.
+        raise not_implemented("network.denyOut other than 0.0.0.0/0 (sandboxes have no network)")

@@ -1,0 +1,243 @@
+"""``ringfence serve``: start, say so, run, and stop without leaving anything behind."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ringfence import __version__
+from ringfence.core.errors import ConfigurationError, IsolationError
+from ringfence.core.log import configure_logging
+from ringfence.engine.engine import Engine
+from ringfence.engine.settings import EngineSettings, default_cache_dir
+from ringfence.server.app import App
+from ringfence.server.keys import load_keys
+from ringfence.server.listener import bind, is_loopback, listen, url_of
+from ringfence.server.protocol import ClientConnection
+from ringfence.server.registry import Registry
+from ringfence.server.sampler import sample_forever
+from ringfence.server.settings import ServeSettings
+from ringfence.server.store import Store
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = ("best-effort", "standard", "strict")
+_KEEP_ALIVE_SECONDS = 620
+"""Longer than any SDK keeps an idle connection, so that it is never the server that closes one in use."""
+_GRACE_SECONDS = 3
+_FORCED_EXIT = 130
+
+
+def run(settings: ServeSettings) -> int:
+    """Run a server in the foreground until SIGTERM, SIGINT or the lifeline's end; the process's exit code.
+
+    Raises ConfigurationError (bad address, port or data directory in use, weak key), IsolationError (less is
+    in force than was asked for), and what the engine's start raises: UnsupportedHostError, TemplateError.
+    """
+    configure_logging(settings.log_level)
+    with _locked(settings.data_dir), contextlib.closing(bind(settings.host, settings.port)) as listener:
+        return asyncio.run(_Serving(settings, listener).run())
+
+
+class _Serving:
+    """One run of a server."""
+
+    def __init__(self, settings: ServeSettings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._url = url_of(listener)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        self._watch_for_the_end()
+        with contextlib.closing(Store(self._settings.data_dir / "ringfence.db")) as store:
+            keys, made_key = load_keys(store, self._settings.preset_keys())
+            starting = asyncio.create_task(Engine.start(self._engine_settings(), _show_progress))
+            engine = await self._unless_stopped(starting)
+            if engine is None:
+                return 0
+            try:
+                self._check_level(engine)
+                registry = self._registry(engine)
+                app = App(
+                    engine,
+                    registry,
+                    keys,
+                    domain=self._domain(),
+                    allowed_hosts=self._settings.allowed_hosts,
+                    max_body=self._settings.max_upload_mb << 20,
+                )
+                async with _background(sample_forever, engine, registry):
+                    await self._serve(app, registry, lambda: self._announce(engine, made_key))
+            finally:
+                await engine.aclose()
+        return 0
+
+    async def _unless_stopped(self, starting: "asyncio.Task[Engine]") -> Engine | None:
+        """The engine; None when the server was told to stop before it stood."""
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if starting.done():
+            return starting.result()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await starting).aclose()
+        return None
+
+    async def _serve(self, app: App, registry: Registry, ready: Callable[[], None]) -> None:
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=ClientConnection,
+                ws="none",
+                lifespan="off",
+                loop="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        listen(self._listener)
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        stopping = asyncio.create_task(self._stop.wait())
+        ready()
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        await registry.close()
+        server.should_exit = True
+        await serving
+
+    def _engine_settings(self) -> EngineSettings:
+        return EngineSettings(
+            templates=self._settings.templates,
+            cache_dir=self._settings.cache_dir or default_cache_dir(),
+            max_sandboxes=self._settings.max_sandboxes,
+            debug=self._settings.log_level == "DEBUG",
+        )
+
+    def _registry(self, engine: Engine) -> Registry:
+        return Registry(
+            engine,
+            max_sandboxes=self._settings.max_sandboxes,
+            max_timeout=self._settings.max_timeout,
+            max_memory_mb=self._settings.max_memory_mb,
+        )
+
+    def _domain(self) -> str:
+        """Without a domain of the operator's: names under localhost, which browsers take for loopback."""
+        return self._settings.domain or f"localhost:{self._listener.getsockname()[1]}"
+
+    def _check_level(self, engine: Engine) -> None:
+        level, wanted = engine.isolation.level, self._settings.level
+        if _LEVELS.index(level) < _LEVELS.index(wanted):
+            missing = "; ".join(
+                f"{layer.name}: {layer.detail} ({layer.remedy})"
+                for layer in engine.isolation.layers
+                if not layer.in_force
+            )
+            raise IsolationError(
+                f"isolation level {wanted} was asked for, but {level} is in force: {missing}"
+            )
+
+    def _announce(self, engine: Engine, made_key: str | None) -> None:
+        """Say that the server is ready: to people on stdout, to the program that started it on `ready_fd`."""
+        print(f"Ringfence {__version__} is ready at {self._url}", flush=True)
+        if made_key is not None:
+            print(f"API key, shown only this once: {made_key}", flush=True)
+        if not is_loopback(self._listener):
+            logger.warning(
+                "listening on %s without TLS: keys and data cross the network unencrypted", self._url
+            )
+        if self._settings.ready_fd is not None:
+            account = {
+                "url": self._url,
+                "isolation": engine.isolation.as_dict(),
+                "templates": sorted(engine.templates),
+            }
+            with contextlib.suppress(BrokenPipeError), os.fdopen(self._settings.ready_fd, "w") as ready:
+                ready.write(json.dumps(account) + "\n")
+
+    def _watch_for_the_end(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        if self._settings.lifeline_fd is not None:
+            os.set_blocking(self._settings.lifeline_fd, False)
+            loop.add_reader(self._settings.lifeline_fd, self._on_lifeline)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            # The launcher sees its channel close and ends every sandbox.
+            os._exit(_FORCED_EXIT)
+        self._stop.set()
+
+    def _on_lifeline(self) -> None:
+        fd = self._settings.lifeline_fd
+        if fd is None:
+            return
+        try:
+            ended = not os.read(fd, 1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            ended = True
+        if ended:
+            asyncio.get_running_loop().remove_reader(fd)
+            self._stop.set()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # `_Serving` has its own handlers: sandboxes end before connections are waited for.
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _background(
+    work: Callable[[Engine, Registry], Coroutine[Any, Any, None]], engine: Engine, registry: Registry
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(work(engine, registry))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory, which one server at a time may use; it is made when it is not there."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data_dir / "server.lock").open("w")
+    except OSError as error:
+        raise ConfigurationError(f"cannot use the data directory {data_dir}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"another server uses the data directory {data_dir}; give this one its own with --data-dir"
+            ) from None
+        yield
+
+
+def _show_progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,73 @@
+"""Settings of ``ringfence serve``: arguments, or ``RINGFENCE_…`` variables."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEFAULT_TEMPLATES = ("base", "code-interpreter-v1")
+
+
+class ServeSettings(BaseSettings):
+    """How a server is to run. Every field may also be given as a variable, e.g. ``RINGFENCE_PORT=3000``."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(3000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("ringfence"), description="Where keys and state are kept."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="API key, or several separated by commas; each is an owner of its own sandboxes."
+    )
+    domain: str | None = Field(
+        None,
+        description="Domain under which <port>-<sandbox id>.<domain> reaches sandboxes; may carry a port.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Further host names under which the API may be addressed, separated by commas."
+    )
+    templates: Annotated[tuple[str, ...], NoDecode] = Field(
+        DEFAULT_TEMPLATES, description="Templates to warm and serve, separated by commas."
+    )
+    cache_dir: Path | None = Field(None, description="Where built templates are cached.")
+    level: Literal["best-effort", "standard", "strict"] = Field(
+        "best-effort", description="Isolation that must be in force, at least, for the server to start."
+    )
+    max_sandboxes: int = Field(100, ge=1, description="Sandboxes that may run at once.")
+    max_memory_mb: int | None = Field(
+        None, ge=64, description="Ceiling of one sandbox's memory in MiB; unset: the template's own limit."
+    )
+    max_timeout: int = Field(86_400, ge=1, description="Longest lease a request may ask for, in seconds.")
+    max_upload_mb: int = Field(2048, ge=1, description="Largest body of one request to a sandbox, in MiB.")
+    ready_fd: int | None = Field(
+        None, ge=0, description="Descriptor that gets one line of JSON when the server is ready."
+    )
+    lifeline_fd: int | None = Field(
+        None,
+        ge=0,
+        description="Descriptor whose end of file stops the server; its owner holds the other end.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+
+    @field_validator("allowed_hosts", "templates", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _strip_brackets(cls, value: str) -> str:
+        return value.removeprefix("[").removesuffix("]")
+
+    def preset_keys(self) -> tuple[str, ...]:
+        """The API keys given by the operator; empty when the server is to make one."""
+        if self.api_key is None:
+            return ()
+        parts = self.api_key.get_secret_value().split(",")
+        return tuple(part.strip() for part in parts if part.strip())
