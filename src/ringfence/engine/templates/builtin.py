@@ -64,7 +64,7 @@ class Definition:
 _DEFINITIONS = (
     Definition(
         name="base",
-        summary="The host's shell tools and a Python with pandas and matplotlib; only IPython is imported beforehand.",
+        summary="The host's shell tools, Python with pandas and matplotlib; only IPython is preloaded.",
         requirements="code-interpreter-mini.txt",
         preload=("IPython",),
     ),

@@ -6,8 +6,9 @@
     <root>/building/          layers in progress, renamed to their place when they are complete
     <root>/locks/             one lock file per layer
 
-A layer is either wholly there or not at all: it is built under another name and renamed. Whoever builds holds a
-file lock, which the kernel drops when the builder dies, so a directory in ``building`` whose lock is free is rubbish.
+A layer is either wholly there or not at all: it is built under another name and renamed. Whoever builds holds
+a file lock, which the kernel drops when the builder dies: a directory in ``building`` whose lock is free is a
+leftover.
 """
 
 import fcntl
@@ -121,8 +122,8 @@ def _private_directory(path: Path) -> None:
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise TemplateError(
-            f"the template cache {path} belongs to uid {status.st_uid}, not to uid {os.geteuid()} that runs this; choose "
-            " another directory"
+            f"the template cache {path} belongs to uid {status.st_uid}, not to uid {os.geteuid()} "
+            "that runs this; choose another directory"
         )
     if stat.S_IMODE(status.st_mode) != 0o700:
         path.chmod(0o700)

@@ -40,6 +40,7 @@ def build_environment(
     (tree / "lib64").symlink_to("lib")
     (tree / "man").symlink_to("share/man")
     _install(work, tree, requirements, interpreter, lock, progress)
+    (tree / ".lock").unlink(missing_ok=True)  # uv's own
     _rewrite_scripts(tree / "bin", interpreter)
     _write_environment_files(tree, interpreter)
     compile_tree(tree / "lib", f"{INSIDE_PREFIX}/lib", interpreter, lock, progress)
@@ -177,7 +178,7 @@ def _hand_over(tree: Path) -> None:
     """
     as_root = os.geteuid() == 0
     for directory, names, files in os.walk(tree):
-        Path(directory).chmod(0o777)  # noqa: S103 (inside a private cache directory)
+        Path(directory).chmod(0o777)  # inside a private cache directory
         if as_root:
             for name in (*names, *files):
                 os.lchown(os.path.join(directory, name), USER_ID, USER_ID)  # noqa: PTH118

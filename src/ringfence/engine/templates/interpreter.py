@@ -178,9 +178,12 @@ def _copy(source: Path, destination: Path) -> None:
 
 
 def _relocate(path: Path, prefix: str) -> None:
-    """Let everybody read it, and replace `prefix` in a file by the new one; in binary files padded with
-    slashes to the same length, so that nothing moves. This is how the run-time search path of a shared
-    libpython, and what ``sysconfig`` tells a compiler, stay right.
+    """Let everybody read it, and replace `prefix` in a file by the new one.
+
+    So the run-time search path of a shared libpython, and what ``sysconfig`` tells a compiler, stay right. In
+    binary files the new prefix is padded with slashes to the same length, so that nothing moves, and only
+    paths below the prefix are touched: linkers let short strings live in the tails of longer ones (``3.11.7``
+    in ``…/versions/3.11.7``).
     """
     mode = path.stat().st_mode
     path.chmod(0o755 if path.is_dir() or mode & 0o100 else 0o644)
@@ -189,11 +192,10 @@ def _relocate(path: Path, prefix: str) -> None:
     if old not in content:
         return
     new = INSIDE_PREFIX.encode()
-    if b"\0" in content:
-        if len(old) < len(new):
-            return
-        new += b"/" * (len(old) - len(new))
-    path.write_bytes(re.sub(re.escape(old) + rb"(?![\w.-])", new, content))
+    if b"\0" not in content:
+        path.write_bytes(re.sub(re.escape(old) + rb"(?![\w.-])", new, content))
+    elif len(old) >= len(new):
+        path.write_bytes(content.replace(old + b"/", new + b"/" * (1 + len(old) - len(new))))
 
 
 def _check_library(interpreter: Interpreter, program: Path) -> None:
