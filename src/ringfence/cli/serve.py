@@ -1,0 +1,65 @@
+"""``ringfence serve``: the options are the fields of the server's settings, which also read
+``RINGFENCE_…`` variables.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on (default 3000); 0 takes any free one."
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where keys and state are kept.")
+@click.option("--templates", help="Templates to warm and serve, separated by commas.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where built templates are cached.")
+@click.option("--runtime-dir", type=click.Path(path_type=Path), help="Where sockets of sandboxes are.")
+@click.option("--domain", help="Domain under which <port>-<sandbox id>.<domain> reaches sandboxes.")
+@click.option("--allowed-hosts", help="Further host names under which the API may be addressed, by commas.")
+@click.option(
+    "--level",
+    type=click.Choice(["best-effort", "standard", "strict"]),
+    help="Isolation that must be in force, at least, for the server to start.",
+)
+@click.option("--max-sandboxes", type=click.IntRange(1), help="Sandboxes that may run at once.")
+@click.option("--max-memory-mb", type=click.IntRange(64), help="Ceiling of one sandbox's memory, in MiB.")
+@click.option(
+    "--max-timeout", type=click.IntRange(1), help="Longest lease that may be asked for, in seconds."
+)
+@click.option("--max-upload-mb", type=click.IntRange(1), help="Largest body of one request, in MiB.")
+@click.option(
+    "--ready-fd", type=click.IntRange(0), help="Descriptor that gets a line of JSON when it is ready."
+)
+@click.option("--lifeline-fd", type=click.IntRange(0), help="Descriptor whose end of file stops the server.")
+@click.option(
+    "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="How much is logged."
+)
+def command(**options: Any) -> None:
+    """Run a server that speaks E2B's protocol, in the foreground.
+
+    Control plane and sandbox traffic share one URL: set E2B_API_URL and E2B_SANDBOX_URL to it, and
+    E2B_API_KEY
+    to a key of the server. RINGFENCE_API_KEY presets the key; otherwise one is made and printed once at the
+    first
+    start. Every option is also a variable, e.g. RINGFENCE_PORT.
+    """
+    from pydantic import ValidationError
+
+    from ringfence.core.errors import ConfigurationError
+    from ringfence.server.serve import run
+    from ringfence.server.settings import ServeSettings
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        settings = ServeSettings(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_input=False)
+        )
+        raise ConfigurationError(f"wrong setting: {problems}") from None
+    sys.exit(run(settings))
