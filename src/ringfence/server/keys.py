@@ -48,10 +48,10 @@ class Keys:
 
 
 def load_keys(store: Store, presets: tuple[str, ...]) -> tuple[Keys, str | None]:
-    """The accepted keys, and the key that was just made because there was none (to be shown once; only its
-    digest is kept).
+    """The accepted keys, and a key that was made because there was none.
 
-    Raises ConfigurationError when a preset is too short to be safe.
+    The new key is to be shown once and then kept with `keep_key`. Raises ConfigurationError when a preset is
+    too short to be safe.
     """
     for preset in presets:
         if len(preset) < _MIN_LENGTH or not preset.isascii() or not preset.isprintable():
@@ -59,13 +59,13 @@ def load_keys(store: Store, presets: tuple[str, ...]) -> tuple[Keys, str | None]
                 f"RINGFENCE_API_KEY must be at least {_MIN_LENGTH} printable ASCII characters, "
                 "best e2b_ and 40 random hexadecimal digits"
             )
-    digests = [(digest, owner_of(digest)) for digest in map(digest_of, presets)]
-    made = None
-    stored = store.keys()
-    if not presets and not stored:
-        made = new_api_key()
-        digest = digest_of(made)
-        store.add_key(digest, owner_of(digest), "first")
-        digests.append((digest, owner_of(digest)))
-    digests += [(key.digest, key.owner) for key in stored]
-    return Keys(digests), made
+    stored = [(key.digest, key.owner) for key in store.keys()]  # noqa: SIM118
+    made = None if presets or stored else new_api_key()
+    given = presets if made is None else (made,)
+    return Keys([*stored, *((digest, owner_of(digest)) for digest in map(digest_of, given))]), made
+
+
+def keep_key(store: Store, key: str) -> None:
+    """Accept `key` from now on, over restarts too. Only its digest is kept."""
+    digest = digest_of(key)
+    store.add_key(digest, owner_of(digest), "first")

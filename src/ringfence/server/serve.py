@@ -21,7 +21,7 @@ from ringfence.core.log import configure_logging
 from ringfence.engine.engine import Engine
 from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.server.app import App
-from ringfence.server.keys import load_keys
+from ringfence.server.keys import keep_key, load_keys
 from ringfence.server.listener import bind, is_loopback, listen, url_of
 from ringfence.server.protocol import ClientConnection
 from ringfence.server.registry import Registry
@@ -78,7 +78,7 @@ class _Serving:
                     max_body=self._settings.max_upload_mb << 20,
                 )
                 async with _background(sample_forever, engine, registry):
-                    await self._serve(app, registry, lambda: self._announce(engine, made_key))
+                    await self._serve(app, registry, lambda: self._announce(engine, store, made_key))
             finally:
                 await engine.aclose()
         return 0
@@ -126,6 +126,7 @@ class _Serving:
         return EngineSettings(
             templates=self._settings.templates,
             cache_dir=self._settings.cache_dir or default_cache_dir(),
+            runtime_dir=self._settings.runtime_dir,
             max_sandboxes=self._settings.max_sandboxes,
             debug=self._settings.log_level == "DEBUG",
         )
@@ -154,11 +155,12 @@ class _Serving:
                 f"isolation level {wanted} was asked for, but {level} is in force: {missing}"
             )
 
-    def _announce(self, engine: Engine, made_key: str | None) -> None:
+    def _announce(self, engine: Engine, store: Store, made_key: str | None) -> None:
         """Say that the server is ready: to people on stdout, to the program that started it on `ready_fd`."""
         print(f"Ringfence {__version__} is ready at {self._url}", flush=True)
         if made_key is not None:
             print(f"API key, shown only this once: {made_key}", flush=True)
+            keep_key(store, made_key)
         if not is_loopback(self._listener):
             logger.warning(
                 "listening on %s without TLS: keys and data cross the network unencrypted", self._url

@@ -34,6 +34,9 @@ class ServeSettings(BaseSettings):
         DEFAULT_TEMPLATES, description="Templates to warm and serve, separated by commas."
     )
     cache_dir: Path | None = Field(None, description="Where built templates are cached.")
+    runtime_dir: Path | None = Field(
+        None, description="Where sandboxes' sockets are (a short path); unset: a fresh directory."
+    )
     level: Literal["best-effort", "standard", "strict"] = Field(
         "best-effort", description="Isolation that must be in force, at least, for the server to start."
     )
