@@ -45,7 +45,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of ``ringfence``; errors that Ringfence raises on purpose become one line and status 1."""
     try:
-        cli()
+        cli(prog_name="ringfence")
     except RingfenceError as error:
         print(f"ringfence: {error}", file=sys.stderr)
         sys.exit(1)

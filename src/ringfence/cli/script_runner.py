@@ -1,0 +1,227 @@
+"""Runs one script inside a sandbox and reports what it does; this file is sent there as the text of a cell.
+
+The script becomes a child of the kernel: forked from it where the kernel has a single thread (so what the
+template
+preloads is already imported), else started afresh. Its output comes back byte for byte, as lines of base64 on
+the cell's standard output: ``o`` and ``e`` for standard output and standard error, ``x`` for the exit status
+at the end. Uses the standard library only.
+"""
+
+import atexit
+import base64
+import builtins
+import contextlib
+import importlib
+import io
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import types
+from typing import Any, NoReturn
+
+Config = dict[str, Any]
+
+FIGURES_MODULE = """
+import os
+from matplotlib.backend_bases import FigureManagerBase, Gcf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+class FigureManager(FigureManagerBase):
+    @classmethod
+    def pyplot_show(cls, *args, **kwargs):
+        for manager in Gcf.get_all_fig_managers():
+            save(manager.canvas.figure.savefig)
+        Gcf.destroy_all()
+
+class FigureCanvas(FigureCanvasAgg):
+    manager_class = FigureManager
+
+def save(write):
+    directory = os.environ["RINGFENCE_FIGURES"]
+    os.makedirs(directory, exist_ok=True)
+    number = len(os.listdir(directory)) + 1
+    write(os.path.join(directory, f"figure-{number}.png"))
+"""
+
+
+def run(config: Config) -> None:
+    """Run the script that `config` names, as a child; returns when it has ended."""
+    out_read, out_write = os.pipe()
+    err_read, err_write = os.pipe()
+    if len(os.listdir("/proc/self/task")) == 1:  # noqa: PTH208
+        pid = os.fork()
+        if pid == 0:
+            _forked(config, out_write, err_write)
+    else:
+        pid = _started(config, out_write, err_write)
+    os.close(out_write)
+    os.close(err_write)
+    status = _pump(pid, {out_read: "o", err_read: "e"})
+    code = os.waitstatus_to_exitcode(status)
+    print("x", 128 - code if code < 0 else code, flush=True)
+
+
+def _pump(pid: int, streams: dict[int, str]) -> int:
+    """Pass on what comes out of the pipes until the child has ended and they are empty; its wait status."""
+    selector = selectors.DefaultSelector()
+    for descriptor, tag in streams.items():
+        os.set_blocking(descriptor, False)
+        selector.register(descriptor, selectors.EVENT_READ, tag)
+    ended = os.pidfd_open(pid)
+    selector.register(ended, selectors.EVENT_READ, None)
+    try:
+        running = True
+        while running:
+            for key, _ in selector.select():
+                if key.data is None:
+                    running = False
+                elif not _pass_on(key.fd, key.data):
+                    selector.unregister(key.fd)
+        for key in list(selector.get_map().values()):
+            while key.data is not None and _pass_on(key.fd, key.data):
+                pass
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        selector.close()
+        for descriptor in (*streams, ended):
+            os.close(descriptor)
+        status = os.waitpid(pid, 0)[1]
+    return status
+
+
+def _pass_on(descriptor: int, tag: str) -> bool:
+    """Pass on one piece; False when there is none."""
+    try:
+        data = os.read(descriptor, 49152)
+    except BlockingIOError:
+        return False
+    if data:
+        print(tag, base64.b64encode(data).decode(), flush=True)
+    return bool(data)
+
+
+def _started(config: Config, out: int, err: int) -> int:
+    command = [sys.executable, config["runner"], json.dumps(config)]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=config["cwd"])
+    child.returncode = 0  # it is waited for by its pid, here
+    return child.pid
+
+
+def _forked(config: Config, out: int, err: int) -> NoReturn:
+    """In the forked child: cut what ties it to the kernel, run the script, and end as a program ends."""
+    code = 1
+    try:
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (out, 1), (err, 2)):
+            os.dup2(source, target)
+        os.closerange(3, 65536)
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        _forget_the_kernel()
+        os.chdir(config["cwd"])
+        code = script(config)
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+            sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _forget_the_kernel() -> None:
+    atexit._clear()
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        raw = io.FileIO(number, "r" if number == 0 else "w", closefd=False)
+        buffer = io.BufferedReader(raw) if number == 0 else io.BufferedWriter(raw)
+        errors = "backslashreplace" if number == 2 else "strict"
+        stream = io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.displayhook, sys.excepthook = sys.__displayhook__, sys.__excepthook__
+    if "asyncio" in sys.modules:
+        sys.modules["asyncio"]._set_running_loop(None)
+        sys.modules["asyncio"].set_event_loop(None)
+    for name in ("get_ipython", "display", "In", "Out"):
+        if hasattr(builtins, name):
+            delattr(builtins, name)
+    interactive = sys.modules.get("IPython.core.interactiveshell")
+    if interactive is not None:
+        interactive.InteractiveShell.clear_instance()
+
+
+def script(config: Config) -> int:
+    """Run the script as ``__main__``; the exit code that Python would give it."""
+    path, shown = config["path"], config["shown"]
+    with open(path, "rb") as file:
+        source = file.read()
+    _catch_figures(config, source)
+    sys.argv = [shown, *config["args"]]
+    sys.path[0:0] = [config["cwd"] if shown == "-c" else os.path.dirname(path)]  # noqa: PTH120
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    if shown != "-c":
+        main.__file__ = path
+    try:
+        code = compile(source, "<string>" if shown == "-c" else path, "exec")
+        exec(code, main.__dict__)  # noqa: S102 - what this file is for
+    except SystemExit as exit:
+        return _exit_code(exit.code)
+    except BaseException as error:
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+def _exit_code(code: Any) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _catch_figures(config: Config, source: bytes) -> None:
+    """Pictures that the script shows become files: matplotlib by a backend of ours, Pillow by a viewer."""
+    os.environ["RINGFENCE_FIGURES"] = config["figures"]
+    os.environ["MPLBACKEND"] = "module://ringfence_figures"
+    sys.path.append(config["library"])
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcParams["backend"] = "module://ringfence_figures"
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].switch_backend("module://ringfence_figures")
+    if b"PIL" in source:
+        with contextlib.suppress(ImportError):
+            _catch_pillow()
+
+
+def _catch_pillow() -> None:
+    image_show: Any = importlib.import_module("PIL.ImageShow")
+
+    class Viewer(image_show.Viewer):  # type: ignore[misc]
+        def show(self, image: Any, **options: Any) -> int:
+            importlib.import_module("ringfence_figures").save(image.save)
+            return 1
+
+    image_show.register(Viewer(), 0)
+
+
+if __name__ == "__main__" and len(sys.argv) == 2 and sys.argv[1].startswith("{"):
+    _config = json.loads(sys.argv[1])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    sys.exit(script(_config))
