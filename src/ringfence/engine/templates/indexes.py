@@ -39,6 +39,9 @@ _DROPPED = frozenset(
         "VIRTUAL_ENV",
     }
 )
+SYSTEM_PIP_CONF = Path("/etc/pip.conf")
+SYSTEM_UV_TOML = Path("/etc/uv/uv.toml")
+
 _UV_INDEX_SETTINGS = (
     "UV_DEFAULT_INDEX",
     "UV_INDEX",
@@ -89,7 +92,7 @@ def _pip_files(environ: Mapping[str, str], home: Path) -> list[Path]:
         if entry
     ]
     user = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip" / "pip.conf"
-    files = [*reversed(system), Path("/etc/pip.conf"), home / ".pip" / "pip.conf", user]
+    files = [*reversed(system), SYSTEM_PIP_CONF, home / ".pip" / "pip.conf", user]
     if prefix := environ.get("VIRTUAL_ENV"):
         files.append(Path(prefix) / "pip.conf")
     return [*files, Path(chosen)] if chosen else files
@@ -113,7 +116,7 @@ def _uv_is_configured(environ: Mapping[str, str], home: Path) -> bool:
         return True
     user = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "uv" / "uv.toml"
     chosen = environ.get("UV_CONFIG_FILE")
-    return bool(chosen) or user.is_file() or Path("/etc/uv/uv.toml").is_file()
+    return bool(chosen) or user.is_file() or SYSTEM_UV_TOML.is_file()
 
 
 def _as_uv_indexes(pip: Mapping[str, str]) -> dict[str, str]:
