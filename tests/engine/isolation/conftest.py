@@ -1,10 +1,13 @@
 """Run a function in a forked child: isolation calls are one-way, so each test spends a process on them."""
 
+import contextlib
 import os
 import pickle
 import signal
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,21 +38,24 @@ def _child(function: Callable[..., Any], args: tuple[Any, ...], uid: int | None,
 
 def run_in_child(function: Callable[..., Any], *args: Any, uid: int | None = None) -> Any:
     """Call `function` in a forked child (as `uid` if given); return its result, or its death signal as -N."""
-    read_end, write_end = os.pipe()
+    # Not a pipe: one would stay open with every process that the child leaves behind.
+    answer = os.memfd_create("answer")
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(read_end)
-            _child(function, args, uid, write_end)
+            os.setpgid(0, 0)
+            _child(function, args, uid, answer)
         finally:
             os._exit(0)
-    os.close(write_end)
-    with open(read_end, "rb") as stream:
-        answer = stream.read()
     _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with open(answer, "rb") as stream:
+        stream.seek(0)
+        answered = stream.read()
     if os.WIFSIGNALED(status):
         return -os.WTERMSIG(status)
-    good, value = pickle.loads(answer)
+    good, value = pickle.loads(answered)
     if not good:
         raise ChildError(value)
     return value
@@ -81,3 +87,12 @@ def enter_user_namespace(flags: int = 0) -> None:
 @pytest.fixture
 def user_namespace() -> Callable[[int], None]:
     return enter_user_namespace
+
+
+@pytest.fixture
+def public_dir() -> Iterator[Path]:
+    """A directory that an ordinary user can enter and write; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        yield directory
