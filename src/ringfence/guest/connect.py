@@ -113,20 +113,23 @@ class Frames:
         self._ended = False
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield each message. Raises `ConnectError` for a broken, too long or cut-off stream."""
-        while await self._fill(_HEADER_BYTES):
-            flags, length = self._buffer[0], int.from_bytes(self._buffer[1:_HEADER_BYTES], "big")
-            if flags & _COMPRESSED:
-                raise ConnectError("unimplemented", "compressed messages are not supported")
-            if length > MAX_MESSAGE_BYTES:
-                raise ConnectError("resource_exhausted", f"message of {length} bytes is too long")
-            if not await self._fill(_HEADER_BYTES + length):
-                raise ConnectError("invalid_argument", "the stream ended within a message")
-            payload = bytes(self._buffer[_HEADER_BYTES : _HEADER_BYTES + length])
-            del self._buffer[: _HEADER_BYTES + length]
-            if flags & _END_STREAM:
-                return
-            yield decode(payload)
+        """Yield each message; raises what `next` does."""
+        while (message := await self.next()) is not None:
+            yield message
+
+    async def next(self) -> Message | None:
+        """The next message, None after the last. Raises `ConnectError` if broken, too long or cut off."""
+        if not await self._fill(_HEADER_BYTES):
+            return None
+        flags, length = self._buffer[0], int.from_bytes(self._buffer[1:_HEADER_BYTES], "big")
+        if flags & _COMPRESSED:
+            raise ConnectError("unimplemented", "compressed messages are not supported")
+        if length > MAX_MESSAGE_BYTES:
+            raise ConnectError("resource_exhausted", f"message of {length} bytes is too long")
+        await self._fill(_HEADER_BYTES + length)
+        payload = bytes(self._buffer[_HEADER_BYTES : _HEADER_BYTES + length])
+        del self._buffer[: _HEADER_BYTES + length]
+        return None if flags & _END_STREAM else decode(payload)
 
     async def _fill(self, size: int) -> bool:
         while len(self._buffer) < size:
@@ -242,18 +245,21 @@ class ServerStreamEndpoint:
         if await _refused(scope, send, STREAM_TYPE):
             return
         call = _call(scope)
-        await _start_stream(send)
+        # The head goes out only now: clients may drop a body they have not sent yet when an answer comes.
         try:
             request = await self._request(receive)
         except ConnectError as error:
+            await _start_stream(send)
             await _end_stream(send, error)
             return
+        await _start_stream(send)
         await self._until_hang_up(self._pump(request, call, send), receive)
 
     async def _request(self, receive: Receive) -> Message:
-        async for message in Frames(receive):
-            return message
-        raise ConnectError("invalid_argument", "the request has no message")
+        message = await Frames(receive).next()
+        if message is None:
+            raise ConnectError("invalid_argument", "the request has no message")
+        return message
 
     async def _until_hang_up(self, work: Any, receive: Receive) -> None:
         pump = asyncio.create_task(work)

@@ -10,6 +10,7 @@ exec the kernel keeps the child undumpable, so the user's other processes cannot
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import signal
 import struct
@@ -46,6 +47,24 @@ ROOT_CAPABILITIES = frozenset(
 
 _OOM_SCORE = b"100"  # as in E2B: a command goes before the guest when memory runs out
 _UMASK = 0o022
+# Those that Python, the guest or whoever started it may have ignored or caught; exec resets only the latter.
+_RESET_SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGPIPE,
+    signal.SIGALRM,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGXFSZ,
+    signal.SIGWINCH,
+)
+_ALL_SIGNALS = signal.valid_signals()
 _FIRST_FREE_FD = 16
 _MAX_FD = 1 << 20
 
@@ -118,9 +137,10 @@ def spawn(program: Program, standard: tuple[int, int, int]) -> tuple[int, int]:
     the exec succeeded, otherwise what `read_report` understands. The caller closes it.
     Raises `SpawnError` when there can be no new process.
     """
+    _bounding_set()  # read once here, not in every child
     report, report_child = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # No signal may run one of the guest's handlers in the child: they write to the guest's event loop.
-    signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
     try:
         pid = os.fork()
         if pid == 0:
@@ -203,12 +223,15 @@ def _prctl(option: int, argument: int) -> int:
     return int(_LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
 
 
+@functools.cache
+def _bounding_set() -> tuple[int, ...]:
+    """The capabilities that this process and its children can have at all; they do not change any more."""
+    return tuple(number for number in range(_LAST_CAPABILITY + 1) if _prctl(_PR_CAPBSET_READ, number) > 0)
+
+
 def _limit_bounding_set(keep: frozenset[int], *, strict: bool) -> None:
-    for capability in range(_LAST_CAPABILITY + 1):
-        present = _prctl(_PR_CAPBSET_READ, capability)
-        if present < 0:
-            return  # past the last one this kernel knows
-        if present and capability not in keep and _prctl(_PR_CAPBSET_DROP, capability) < 0 and strict:
+    for capability in _bounding_set():
+        if capability not in keep and _prctl(_PR_CAPBSET_DROP, capability) < 0 and strict:
             raise OSError(ctypes.get_errno(), "cannot drop a capability")
 
 
@@ -226,7 +249,6 @@ def _limit_capabilities(keep: frozenset[int]) -> None:
 
 
 def _reset_signals() -> None:
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) != signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
+    for number in _RESET_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
