@@ -27,7 +27,7 @@ from ringfence.engine.templates.environment import build_environment, read_packa
 from ringfence.engine.templates.interpreter import find_interpreter
 from ringfence.engine.templates.skeleton import plan_skeleton
 home, requirement, python, uid = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-uv.find_uv_bin()  # reads files of this interpreter, which an ordinary user may be unable to, as email.parser is
+uv.find_uv_bin()  # reads files that an ordinary user may be unable to read, as email.parser does
 if uid:
     os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
 os.umask(0o077)

@@ -7,6 +7,7 @@ so that credentials in an index URL do not show in the list of processes.
 
 import configparser
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -131,3 +132,7 @@ def _as_uv_indexes(pip: Mapping[str, str]) -> dict[str, str]:
     if pip.get("no-index", "").strip().lower() in {"1", "true", "yes", "on"}:
         env["UV_NO_INDEX"] = "1"
     return env
+
+
+if __name__ == "__main__":  # python indexes.py PROGRAM ARGUMENT...: run it in that environment
+    os.execvpe(sys.argv[1], sys.argv[1:], uv_environment(os.environ, Path.home()))  # noqa: S606
