@@ -140,9 +140,13 @@ def _cell(body: dict[str, Any]) -> Cell:
         raise BadRequestError("code must be a string", 422)
     env = body.get("env_vars") or {}
     if not isinstance(env, dict) or not all(_is_variable(name, value) for name, value in env.items()):
-        raise BadRequestError("env_vars must be an object of strings, without '=' in names and without NUL", 422)
+        raise BadRequestError(
+            "env_vars must be an object of strings, without '=' in names and without NUL", 422
+        )
     timeout = body.get("timeout")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0
+    ):
         raise BadRequestError("timeout must be a number of seconds", 422)
     return Cell(code, env, float(timeout) if timeout else None)
 
@@ -166,7 +170,9 @@ async def _json_object(request: Request) -> dict[str, Any]:
     async for chunk in request.stream():
         data += chunk
         if len(data) > _MAX_BODY:
-            raise BadRequestError(f"the request is larger than {_MAX_BODY} bytes; write large data to a file", 413)
+            raise BadRequestError(
+                f"the request is larger than {_MAX_BODY} bytes; write large data to a file", 413
+            )
     try:
         body = json.loads(data or b"{}")
     except (ValueError, RecursionError):

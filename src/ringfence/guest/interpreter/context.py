@@ -132,7 +132,7 @@ class Context:
             queue.put_nowait(_lost(self.spec.language, ending, timed_out))
             queue.put_nowait(events.context_state("lost", f"the kernel {ending}"))
         elif timed_out:
-            queue.put_nowait(_timed_out(timed_out))
+            queue.put_nowait(_timed_out(timed_out, run.error))
 
     async def _watch(self, kernel: Kernel, run: Run, execution: Execution) -> float | None:
         """Wait for the end of a run; interrupt it when nobody wants it any more or its time is up.
@@ -145,6 +145,7 @@ class Context:
             await asyncio.wait({run.finished, cancelled}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if run.finished.done():
                 return None
+            run.hold_error = not cancelled.done()
             kernel.interrupt()
             await asyncio.wait({run.finished}, timeout=INTERRUPT_GRACE)
             if not run.finished.done():
@@ -155,10 +156,11 @@ class Context:
             cancelled.cancel()
 
 
-def _timed_out(limit: float) -> events.Event:
+def _timed_out(limit: float, error: events.Event | None) -> events.Event:
     return events.error(
         "TimeoutError",
         f"The cell ran longer than its limit of {limit:g} s and was interrupted. All variables are kept.",
+        error["traceback"] if error is not None else "",
     )
 
 

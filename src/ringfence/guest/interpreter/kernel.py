@@ -20,6 +20,8 @@ _START_SECONDS = 60.0
 _SHUTDOWN_SECONDS = 1.0
 _IDLE_OUTPUT = 64 * 1024
 
+_ACKNOWLEDGED = ("started", "display", "error")
+
 StreamName = Literal["stdout", "stderr"]
 
 
@@ -47,7 +49,8 @@ class Run:
     results_limit: int
     finished: asyncio.Future[str | None]
     silent: bool = False
-    failed: bool = False
+    hold_error: bool = False
+    error: events.Event | None = None
     printed: int = 0
     dropped: int = 0
     shown: int = 0
@@ -61,16 +64,26 @@ class Run:
     def over(self, dropped: int) -> None:
         """`dropped` bytes of output were not passed on; the first time, say so."""
         if not self.dropped:
-            self.note(f"[the output limit of {self.output_limit} bytes is reached; the rest of the output is dropped]")
+            self.note(
+                f"[the output limit of {self.output_limit} bytes is reached; the rest of the output is dropped]"
+            )
         self.dropped += dropped
 
     def show(self, event: events.Event, size: int) -> None:
         """Pass on a result of about `size` bytes, unless the results of this cell are too large together."""
         if self.shown + size > self.results_limit:
-            self.note(f"[a result of {size} bytes is dropped: the limit for a cell is {self.results_limit} bytes]")
+            self.note(
+                f"[a result of {size} bytes is dropped: the limit for a cell is {self.results_limit} bytes]"
+            )
             return
         self.shown += size
         self.events.put_nowait(event)
+
+    def fail(self, error: events.Event) -> None:
+        """The cell raised. With `hold_error`, the error is only kept: another one will tell why it ended."""
+        self.error = error
+        if not self.hold_error:
+            self.events.put_nowait(error)
 
     def note(self, text: str) -> None:
         """Tell the user something of our own, on stderr."""
@@ -103,8 +116,12 @@ class Kernel:
         self._run: Run | None = None
         self._idle: list[tuple[StreamName, str]] = []
         self._idle_room = limits
-        self._stdout = OutputPipe(outputs[0], lambda text: self._printed("stdout", text), self._allow, self._over)
-        self._stderr = OutputPipe(outputs[1], lambda text: self._printed("stderr", text), self._allow, self._over)
+        self._stdout = OutputPipe(
+            outputs[0], lambda text: self._printed("stdout", text), self._allow, self._over
+        )
+        self._stderr = OutputPipe(
+            outputs[1], lambda text: self._printed("stderr", text), self._allow, self._over
+        )
         connection.setblocking(False)
         self._loop.add_reader(connection.fileno(), self._readable)
 
@@ -237,7 +254,9 @@ class Kernel:
         try:
             message = json.loads(line, parse_constant=lambda _: None)
             self._dispatch(message, len(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if message["event"] in _ACKNOWLEDGED and message.get("ack", True):
+                self._connection.send(b'{"op":"ack"}\n')
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
             self.kill("it sent something on its control channel that is no message")
 
     def _dispatch(self, message: dict[str, Any], size: int) -> None:
@@ -254,9 +273,8 @@ class Kernel:
         elif kind == "display":
             run.show(events.result(dict(message["data"]), main=bool(message["main"])), size)
         elif kind == "error":
-            run.failed = True
             texts = (str(message[key]) for key in ("name", "value", "traceback"))
-            run.events.put_nowait(events.error(*texts))
+            run.fail(events.error(*texts))
         elif kind == "done":
             self._stdout.finish()
             self._stderr.finish()

@@ -40,7 +40,13 @@ class NurseryClient:
         self._closed = False
 
     async def fork(
-        self, user: User, cwd: str, env: dict[str, str], descriptors: tuple[int, int, int, int], *, fresh: bool = False
+        self,
+        user: User,
+        cwd: str,
+        env: dict[str, str],
+        descriptors: tuple[int, int, int, int],
+        *,
+        fresh: bool = False,
     ) -> Forked:
         """Start a kernel with `descriptors` as control channel, stdin, stdout and stderr. Raises KernelStartError.
 
@@ -48,10 +54,18 @@ class NurseryClient:
         """
         loop = self._attach()
         request_id = str(next(self._ids))
-        request = {"op": "fork", "id": request_id, "uid": user.uid, "gid": user.gid, "groups": list(user.groups)}
+        request = {
+            "op": "fork",
+            "id": request_id,
+            "uid": user.uid,
+            "gid": user.gid,
+            "groups": list(user.groups),
+        }
         packet = json.dumps({**request, "cwd": cwd, "env": env, "fresh": fresh}).encode()
         if len(packet) > _MAX_PACKET:
-            raise KernelStartError(f"the environment is too large: {len(packet)} bytes of at most {_MAX_PACKET}")
+            raise KernelStartError(
+                f"the environment is too large: {len(packet)} bytes of at most {_MAX_PACKET}"
+            )
         answer: asyncio.Future[Forked] = loop.create_future()
         self._waiting[request_id] = answer
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 GATHER_SECONDS = 0.02
 """How long output is gathered before it is passed on, so that a million small prints are not a million events."""
 _GATHER_BYTES = 128 * 1024
+_MUCH = 32 * 1024
 _READ_SIZE = 256 * 1024
 _PIPE_SIZE = 1024 * 1024
 
@@ -21,7 +22,9 @@ class OutputPipe:
     is told how much that was.
     """
 
-    def __init__(self, fd: int, emit: Callable[[str], None], allow: Callable[[int], int], over: Callable[[int], None]) -> None:
+    def __init__(
+        self, fd: int, emit: Callable[[str], None], allow: Callable[[int], int], over: Callable[[int], None]
+    ) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
         self._emit = emit
@@ -34,6 +37,7 @@ class OutputPipe:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self._readable)
         self._open = True
+        self._ended = False
 
     def drain(self) -> None:
         """Read what is in the pipe at this moment, and pass on everything: what is written later comes later."""
@@ -51,9 +55,6 @@ class OutputPipe:
 
     def flush(self) -> None:
         """Pass on what was gathered."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._pending:
             text = "".join(self._pending)
             self._pending.clear()
@@ -65,15 +66,26 @@ class OutputPipe:
         if self._open:
             self.finish()
             self._open = False
+            if self._timer is not None:
+                self._timer.cancel()
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
 
     def _readable(self) -> None:
+        """Read at once what is much; what is little may become more, so look again after a while."""
+        if self._read(_READ_SIZE) >= _MUCH:
+            if self._pending_size >= _GATHER_BYTES:
+                self.flush()
+        elif self._open:
+            self._loop.remove_reader(self._fd)
+            self._timer = self._loop.call_later(GATHER_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        self._timer = None
         self._read(_READ_SIZE)
-        if self._pending_size >= _GATHER_BYTES:
-            self.flush()
-        elif self._pending and self._timer is None:
-            self._timer = self._loop.call_later(GATHER_SECONDS, self.flush)
+        self.flush()
+        if not self._ended:
+            self._loop.add_reader(self._fd, self._readable)
 
     def _read(self, size: int) -> int:
         """Read once; how many bytes there were."""
@@ -82,7 +94,7 @@ class OutputPipe:
         except BlockingIOError:
             return 0
         if not data:
-            self._loop.remove_reader(self._fd)  # every writer is gone
+            self._ended = True  # every writer is gone
             return 0
         allowed = self._allow(len(data))
         if allowed:

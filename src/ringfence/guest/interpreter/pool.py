@@ -39,7 +39,9 @@ class KernelPool:
         try:
             await context.start()
         except KernelStartError as error:
-            _log.warning("the default context's kernel did not start: %s", error)  # told again when it is used
+            _log.warning(
+                "the default context's kernel did not start: %s", error
+            )  # told again when it is used
 
     def list(self) -> list[Context]:
         """All contexts, oldest first."""

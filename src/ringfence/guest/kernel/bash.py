@@ -67,14 +67,14 @@ class BashKernel:
         """Run cells until the guest closes the channel or bash ends."""
         self._channel.send({"event": "ready", "pid": os.getpid()})
         while (request := self._channel.wait()) is not None:
-            self._channel.send({"event": "started", "count": self._count})
+            self._channel.exchange({"event": "started", "count": self._count})
             self._count += 1
             status = self._run(request)
             if status is None:
                 code = self._bash.wait()
                 os._exit(code if code >= 0 else 128 - code)
             if status:
-                self._channel.send(_failure(status))
+                self._channel.exchange(_failure(status))
             streams.flush()
             self._channel.send({"event": "done", "id": request.get("id")})
         self._bash.kill()
@@ -83,7 +83,9 @@ class BashKernel:
         """Run one cell; its exit status, or None when bash is gone."""
         env: dict[str, str] = request.get("env") or {}
         fields = [str(len(env)), *(part for pair in env.items() for part in pair), str(request["code"])]
-        data = b"".join(field.replace("\0", "").encode("utf-8", "surrogateescape") + b"\0" for field in fields)
+        data = b"".join(
+            field.replace("\0", "").encode("utf-8", "surrogateescape") + b"\0" for field in fields
+        )
         with self._interrupts.ignored():
             try:
                 view = memoryview(data)
@@ -103,5 +105,10 @@ class BashKernel:
 def _failure(status: int) -> dict[str, Any]:
     """The error of a cell whose last command failed."""
     if status == 128 + signal.SIGINT:
-        return {"event": "error", "name": "KeyboardInterrupt", "value": "the cell was interrupted", "traceback": ""}
+        return {
+            "event": "error",
+            "name": "KeyboardInterrupt",
+            "value": "the cell was interrupted",
+            "traceback": "",
+        }
     return {"event": "error", "name": "Error", "value": f"exit status {status}", "traceback": ""}

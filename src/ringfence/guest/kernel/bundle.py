@@ -61,5 +61,3 @@ def _shortened(text: Any, size: int) -> str:
         f"{head}\n… [{size - len(head)} more characters left out: a result may have {MAX_PART}; "
         "print a part of it, or write it to a file]"
     )
-
-

@@ -26,6 +26,7 @@ class Channel:
         self._lock = threading.RLock()
         self._partial = bytearray()
         self._received: deque[Message] = deque()
+        self._acknowledged = False
         self.closed = False
 
     def fileno(self) -> int:
@@ -43,6 +44,17 @@ class Channel:
         with self._interrupts.held(), self._lock:
             self._connection.sendall(line)
 
+    def exchange(self, message: Message) -> None:
+        """Send a message and wait until the guest has dealt with it, so that what is printed next comes after it.
+
+        Only for the main thread, and only during a cell: the guest acknowledges each message of a cell.
+        """
+        with self._interrupts.held():
+            self.send(message)
+            while not self._acknowledged and not self.closed:
+                self._receive(0)
+            self._acknowledged = False
+
     def take(self) -> Message | None:
         """The oldest message that has arrived and was not taken yet, or None."""
         return self._received.popleft() if self._received else None
@@ -50,25 +62,32 @@ class Channel:
     def receive(self) -> bool:
         """Read what there is without waiting; False when nothing more can come now."""
         try:
-            data = self._connection.recv(1 << 18, socket.MSG_DONTWAIT)
+            return self._receive(socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
-        except OSError:
+
+    def _receive(self, flags: int) -> bool:
+        try:
+            data = self._connection.recv(1 << 18, flags)
+        except ConnectionResetError:
             data = b""
         if not data:
             self.closed = True
             return False
         self._partial += data
+        if b"\n" not in data:
+            return True
         *lines, rest = self._partial.split(b"\n")
         self._partial = bytearray(rest)
-        self._received.extend(json.loads(line) for line in lines if line)
+        for message in map(json.loads, lines):
+            if message["op"] == "ack":
+                self._acknowledged = True
+            else:
+                self._received.append(message)
         return True
 
     def wait(self) -> Message | None:
         """The next message, however long it takes; None when the guest is gone. For programs without a loop."""
         while not self._received and not self.closed:
-            data = self._connection.recv(1, socket.MSG_PEEK)
-            if not data:
-                self.closed = True
-            self.receive()
+            self._receive(0)
         return self.take()

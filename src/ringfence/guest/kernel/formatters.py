@@ -3,7 +3,9 @@
 None of them may fail a cell: a value they cannot describe simply has no such representation.
 """
 
+import importlib
 import sys
+import warnings
 from typing import Any
 
 from IPython.core.formatters import DisplayFormatter, JSONFormatter
@@ -11,11 +13,6 @@ from IPython.core.formatters import BaseFormatter as Formatter
 from traitlets import ObjectName, Unicode
 
 from .jsonable import MAX_NODES, jsonable
-
-try:
-    import e2b_charts
-except ImportError:  # the template has no matplotlib: there are no figures to describe
-    e2b_charts = None  # type: ignore[assignment, unused-ignore]
 
 _MAX_CHART_POINTS = 50_000
 
@@ -53,12 +50,18 @@ class ChartFormatter(Formatter):
         figures = sys.modules.get("matplotlib.figure")
         if figures is None or not isinstance(obj, figures.Figure):
             return super().__call__(obj)
-        if e2b_charts is None:
+        try:
+            charts = importlib.import_module(
+                "e2b_charts"
+            )  # the template's; it imports all of pyplot, so not earlier
+        except ImportError:
             return None
         try:
             if _points(obj) > _MAX_CHART_POINTS:
                 return None
-            return jsonable(e2b_charts.chart_figure_to_dict(obj))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return jsonable(charts.chart_figure_to_dict(obj))
         except Exception:
             return _undescribed(obj)
 

@@ -67,7 +67,7 @@ class _Converter:
 
     def _scalar(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return clean_text(str(value))
+            return clean_text(str.__str__(value))  # of an Enum too, whose own str() may be its name
         if type(value).__name__ in ("NaTType", "NAType"):
             return None
         if isinstance(value, (date, time)):

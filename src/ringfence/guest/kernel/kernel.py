@@ -33,7 +33,8 @@ class Kernel:
         self._loop = asyncio.new_event_loop()
         self._updates: dict[str, dict[str, Any]] = {}
         self._errors = 0
-        self._quiet = False
+        self._running = False
+        self._cancelling = False
         shell.sink = self
         shell.use_loop(self._run_coroutine)
 
@@ -89,7 +90,8 @@ class Kernel:
     def _execute(self, request: Message) -> None:
         self._errors = 0
         self._updates.clear()
-        self._channel.send({"event": "started", "count": self._shell.execution_count})
+        self._running = True
+        self._channel.exchange({"event": "started", "count": self._shell.execution_count})
         with self._environment(request.get("env") or {}):
             self._run_cell(str(request["code"]), silent=bool(request.get("silent")))
         if os.getpid() != self._pid:
@@ -98,6 +100,7 @@ class Kernel:
             self.display(data, main=False)
         self._install_loop()
         streams.flush()
+        self._running = False
         self._channel.send({"event": "done", "id": request.get("id")})
 
     def _run_cell(self, code: str, *, silent: bool) -> None:
@@ -131,15 +134,17 @@ class Kernel:
         task = self._loop.create_task(coroutine)
         try:
             return self._loop.run_until_complete(task)
-        except KeyboardInterrupt:
-            self._quiet = True
-            try:
-                task.cancel()
-                with suppress(BaseException):
-                    self._loop.run_until_complete(task)
-            finally:
-                self._quiet = False
-            raise
+        except KeyboardInterrupt as caught:
+            interrupt = caught
+        # Not in the handler above, so that the cell's own traceback does not drag this interrupt along.
+        self._cancelling = True
+        try:
+            task.cancel()
+            with suppress(BaseException):
+                self._loop.run_until_complete(task)
+        finally:
+            self._cancelling = False
+        raise interrupt
 
     # What the shell shows
 
@@ -156,8 +161,10 @@ class Kernel:
 
     def error(self, name: str, value: str, trace: str) -> None:
         """Send the cell's error; only the first one counts."""
-        if self._quiet or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
+        if self._cancelling and name == "CancelledError":  # it shows where the interrupt met the cell
+            name, trace = "KeyboardInterrupt", trace.replace("CancelledError", "KeyboardInterrupt")
         self._errors += 1
         if self._errors > 1:
             return
@@ -171,9 +178,11 @@ class Kernel:
         )
 
     def _send(self, message: Message) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if self._running and threading.current_thread() is threading.main_thread():
             streams.flush()
-        self._channel.send(message)
+            self._channel.exchange(message)
+        else:
+            self._channel.send({**message, "ack": False})
 
 
 def _shorten(text: str, limit: int) -> str:

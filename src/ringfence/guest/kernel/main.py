@@ -10,8 +10,10 @@ from typing import NoReturn
 from . import bash, streams
 from .channel import Channel
 from .images import show_images
+from .imports import when_imported
 from .interrupts import Interrupts
 from .kernel import Kernel
+from .plots import show_plots
 from .shell import KernelShell
 
 
@@ -31,7 +33,8 @@ def run(control: int) -> NoReturn:
         bash.BashKernel(channel, interrupts).serve()
         os._exit(0)
     _clean_path()
-    show_images()
+    when_imported("PIL.Image", show_images)
+    when_imported("plotly.io", show_plots)
     shell = KernelShell.instance() if KernelShell.initialized() else KernelShell.make()
     Kernel(channel, shell, interrupts).serve()
     with contextlib.suppress(BaseException):

@@ -7,10 +7,13 @@ import importlib
 import io
 import os
 import sys
+import threading
 import warnings
 from typing import Any
 
 from . import main, nursery  # noqa: F401 - everything a kernel can need must be loaded before the fork
+from .imports import when_imported
+from .plots import show_plots
 from .shell import KernelShell
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -34,7 +37,7 @@ def preload(modules: list[str]) -> dict[str, Any]:
                 done.append(name)
             except Exception as error:
                 failed[name] = f"{type(error).__name__}: {error}"
-        for prime in (_shell, _pandas, _matplotlib, _loop):
+        for prime in (_shell, _pandas, _matplotlib, _plotly, _loop):
             try:
                 prime(shell)
             except Exception as error:
@@ -43,14 +46,29 @@ def preload(modules: list[str]) -> dict[str, Any]:
     _stop_threads()
     gc.collect()
     gc.freeze()
-    return {"modules": done, "failed": failed, "threads": len(os.listdir("/proc/self/task"))}
+    return {"modules": done, "failed": failed, "threads": _threads()}
+
+
+def _threads() -> int:
+    """How many threads the kernel sees; a zygote's view of the root has no /proc of its own, then Python's count."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except FileNotFoundError:
+        return threading.active_count()
 
 
 def _shell(shell: KernelShell) -> None:
     """The transformations, the compiler and the formatting of tracebacks."""
     shell.sink = _Nowhere()
     with contextlib.redirect_stdout(io.StringIO()):
-        for code in ("1 + 1", "x = 1\nx", "1 / 0", "%who", "[1, {'a': 2}]", "await __import__('asyncio').sleep(0)"):
+        for code in (
+            "1 + 1",
+            "x = 1\nx",
+            "1 / 0",
+            "%who",
+            "[1, {'a': 2}]",
+            "await __import__('asyncio').sleep(0)",
+        ):
             shell.run_cell(code, store_history=False)
     shell.run_cell("%reset -f", store_history=False)
 
@@ -93,6 +111,13 @@ def _matplotlib(shell: KernelShell) -> None:
         shell.display_formatter.format(figure)
         figure.savefig(io.BytesIO(), format="png")
     pyplot.close("all")
+
+
+def _plotly(shell: KernelShell) -> None:
+    express = sys.modules.get("plotly.express")
+    if express is not None:
+        when_imported("plotly.io", show_plots)
+        shell.display_formatter.format(express.line(x=[1, 2], y=[3, 4]))
 
 
 def _loop(_shell: KernelShell) -> None:

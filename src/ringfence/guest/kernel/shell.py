@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Coroutine
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, Protocol
 from unittest import mock
 
@@ -25,6 +25,9 @@ from traitlets import Type
 from . import streams
 from .formatters import ResultJSONFormatter, add_formatters
 from .packages import Packages
+
+
+_IPYTHON = interactiveshell.__file__
 
 
 class Sink(Protocol):
@@ -111,6 +114,16 @@ class KernelShell(InteractiveShell):
     sink: Sink
     result_json: ResultJSONFormatter
     packages = Packages()
+    _memory = _Memory()
+
+    @property
+    def db(self) -> _Memory:
+        """IPython's database; some versions assign it, others open one when it is first used."""
+        return self._memory
+
+    @db.setter
+    def db(self, value: object) -> None:
+        """Ignored."""
 
     @classmethod
     def make(cls) -> "KernelShell":
@@ -118,7 +131,7 @@ class KernelShell(InteractiveShell):
         main = sys.modules["__main__"]
         user_main = ModuleType("__main__", doc="The code of this kernel's cells.")
         HistoryManager.enabled = False
-        with mock.patch.object(interactiveshell, "PickleShareDB", _Memory):
+        with mock.patch.object(interactiveshell, "PickleShareDB", _Memory, create=True):
             shell: KernelShell = cls.instance(user_module=user_main, colors="nocolor")
         sys.modules["__main__"] = main
         shell.result_json = add_formatters(shell.display_formatter)
@@ -161,8 +174,12 @@ class KernelShell(InteractiveShell):
     def showtraceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
         """As IPython's, but groups of exceptions too are reported and not only printed."""
         etype, value, tb = exc_tuple or sys.exc_info()
+        _drop_own_frames(tb)
         if isinstance(value, BaseException) and _has_group(value):
-            self._showtraceback(value.__class__, value, traceback.format_exception(etype, value, tb))
+            while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename == _IPYTHON:
+                tb = tb.tb_next  # IPython's own frames are of no interest
+            lines = "".join(traceback.format_exception(etype, value.with_traceback(tb), tb)).splitlines()
+            self._showtraceback(value.__class__, value, lines)
         else:
             super().showtraceback(exc_tuple, *args, **kwargs)
 
@@ -204,6 +221,18 @@ def _has_group(error: BaseException | None) -> bool:
         seen.add(id(error))
         error = error.__context__
     return False
+
+
+def _drop_own_frames(tb: TracebackType | None) -> None:
+    """Cut a traceback where it enters this package for good: the user called something of ours that raises."""
+    own = os.path.dirname(__file__)
+    last = None
+    while tb is not None:
+        if os.path.dirname(tb.tb_frame.f_code.co_filename) != own:
+            last = tb
+        tb = tb.tb_next
+    if last is not None:
+        last.tb_next = None
 
 
 def _no_input(prompt: object = "", *_: Any, **__: Any) -> str:

@@ -21,7 +21,7 @@ class Stream(io.TextIOWrapper):
         )
         self.mode = "w"
         self._label = name
-        self._written = 0.0
+        self._flushed = 0.0
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -31,13 +31,12 @@ class Stream(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         """Write `text`; an unfinished line goes out when the last one did long enough ago."""
         count = super().write(text)
-        now = time.monotonic()
-        if text.endswith("\n"):
-            self._written = now
-        elif now - self._written > _PARTIAL_LINE_DELAY:
-            if self._written:
-                self.flush()
-            self._written = now
+        if not text.endswith("\n"):
+            now = time.monotonic()
+            if now - self._flushed > _PARTIAL_LINE_DELAY:
+                if self._flushed:
+                    self.flush()
+                self._flushed = now
         return count
 
 

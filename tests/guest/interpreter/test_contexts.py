@@ -1,0 +1,79 @@
+"""Contexts: made, listed, restarted, removed; each with its own state and directory."""
+
+from dataclasses import replace
+
+import httpx
+import pytest
+from e2b import NotFoundException
+from e2b.exceptions import SandboxException
+
+
+def test_the_default_context_exists(server, home):
+    [context] = server.sandbox().list_code_contexts()
+    assert (context.language, context.cwd) == ("python", str(home))
+
+
+def test_contexts_are_independent(server, home):
+    sandbox = server.sandbox()
+    (home / "sub").mkdir()
+    context = sandbox.create_code_context(cwd=str(home / "sub"))
+    sandbox.run_code("x = 1")
+    assert sandbox.run_code("x", context=context).error.name == "NameError"
+    assert sandbox.run_code("import os; os.getcwd()", context=context).text == str(home / "sub")
+    assert [listed.id for listed in sandbox.list_code_contexts()][1:] == [context.id]
+
+
+def test_remove(server):
+    sandbox = server.sandbox()
+    context = sandbox.create_code_context()
+    sandbox.remove_code_context(context)
+    assert len(sandbox.list_code_contexts()) == 1
+    with pytest.raises(NotFoundException):
+        sandbox.run_code("1", context=context)
+    with pytest.raises(NotFoundException):
+        sandbox.remove_code_context(context)
+
+
+def test_restart_loses_state_and_writes_open_files(server, home):
+    sandbox = server.sandbox()
+    [context] = sandbox.list_code_contexts()
+    sandbox.run_code("x = 1\nf = open('f', 'w'); f.write('kept');")
+    sandbox.restart_code_context(context)
+    execution = sandbox.run_code("x")
+    assert execution.error.name == "NameError"
+    assert execution.execution_count == 1
+    assert (home / "f").read_text() == "kept"
+
+
+def test_missing_directory(server):
+    with pytest.raises(SandboxException, match=r"500.*No such file.*/missing"):
+        server.sandbox().create_code_context(cwd="/missing")
+    assert len(server.sandbox().list_code_contexts()) == 1
+
+
+def test_unknown_language(server):
+    with pytest.raises(SandboxException, match="'cobol'"):
+        server.sandbox().create_code_context(language="cobol")
+
+
+def test_token(new_server, config):
+    server = new_server(replace(config, access_token="secret"))
+    assert server.sandbox("secret").run_code("1").text == "1"
+    assert len(server.sandbox("secret").list_code_contexts()) == 1
+    for headers in ({}, {"X-Access-Token": "wrong"}):
+        response = httpx.post(f"{server.url}/execute", json={"code": "1"}, headers=headers)
+        assert (response.status_code, response.text) == (401, "Unauthorized")
+    assert httpx.get(f"{server.url}/contexts", headers={"X-Access-Token": "wrong"}).status_code == 401
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_bash_keeps_its_state(server, home):
+    sandbox = server.sandbox()
+    execution = sandbox.run_code("cd /; x=5; f() { echo f$1; }; echo out; echo err >&2", language="bash")
+    assert ("".join(execution.logs.stdout), "".join(execution.logs.stderr)) == ("out\n", "err\n")
+    execution = sandbox.run_code("pwd; echo $x; f 1; echo $ONCE", language="bash", envs={"ONCE": "a 'b' $x"})
+    assert "".join(execution.logs.stdout).splitlines() == ["/", "5", "f1", "a 'b' $x"]
+    execution = sandbox.run_code("echo [$ONCE]; false", language="bash")
+    assert "".join(execution.logs.stdout) == "[]\n"
+    assert execution.error.value == "exit status 1"
+    assert execution.execution_count == 3
