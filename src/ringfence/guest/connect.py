@@ -29,6 +29,7 @@ STREAM_TYPE = "application/connect+json"
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The longest message that is accepted, in bytes of JSON."""
 
+_DISCARD_BYTES = 256 * 1024
 _HEADER_BYTES = 5
 _END_STREAM = 0x02
 _COMPRESSED = 0x01
@@ -182,6 +183,16 @@ async def _read_body(receive: Receive) -> bytes:
             raise ConnectError("resource_exhausted", "the message is too long")
         if not event.get("more_body", False):
             return bytes(body)
+
+
+async def discard_body(receive: Receive) -> None:
+    """Read some of an unwanted body, because a client that is still sending may never see the answer."""
+    size = 0
+    while size < _DISCARD_BYTES:
+        event = await receive()
+        size += len(event.get("body", b"")) + 1
+        if event["type"] == "http.disconnect" or not event.get("more_body", False):
+            return
 
 
 def _deadline_exceeded() -> ConnectError:

@@ -1,4 +1,4 @@
-"""Serves envd alone, without a sandbox, for tests: `python envd_server.py '{"config": …, "passwd": …, "group": …}'`.
+"""Serves envd alone, without a sandbox, for tests. The one argument is JSON: config, passwd, group.
 
 Prints the port it listens on (loopback only) and serves until its standard input is closed.
 """
@@ -19,9 +19,7 @@ from ringfence.guest.reaper import Reaper
 
 async def serve(setup: dict) -> None:
     config = GuestConfig(**setup["config"])
-    users = UserDatabase(
-        single_id=config.single_id, passwd=Path(setup["passwd"]), group=Path(setup["group"])
-    )
+    users = UserDatabase(single_id=config.single_id, passwd=Path(setup["passwd"]), group=Path(setup["group"]))
     reaper = Reaper()
     reaper.start()
     # With the protocol named: asyncio sets TCP_NODELAY only then, and without it each answer waits 40 ms.

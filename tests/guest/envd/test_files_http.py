@@ -121,7 +121,7 @@ async def test_gzip_negotiation(http: httpx.AsyncClient, workdir: Path) -> None:
         headers = {"accept-encoding": accepted}
         answer = await http.get(f"/files?path={workdir}/page.html", headers=headers)
         assert answer.status_code == 200
-        assert answer.headers["vary"] == "Accept-Encoding"
+        assert "Accept-Encoding" in answer.headers["vary"]
         assert answer.headers["content-type"].startswith("text/html")
         assert answer.headers["content-disposition"].startswith("inline")
         assert answer.text == "<p>" * 1000
@@ -333,7 +333,9 @@ async def test_cors(guarded) -> None:
 async def test_upload_streams_to_disk(envd, workdir: Path) -> None:
     host, port = urlsplit(envd.url).netloc.split(":")
     reader, writer = await asyncio.open_connection(host, port)
-    head = f"POST /files?path={workdir}/slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
+    head = (
+        f"POST /files?path={workdir}/slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
+    )
     writer.write(f"{head}content-length: 2000000\r\n\r\n".encode() + b"x" * 1_000_000)
     async with asyncio.timeout(20):
         while not (workdir / "slow").exists() or (workdir / "slow").stat().st_size < 1_000_000:

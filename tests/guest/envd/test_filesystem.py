@@ -26,7 +26,7 @@ async def rpc(http: httpx.AsyncClient, method: str, **message: object) -> tuple[
 async def test_info(sandbox: AsyncSandbox, workdir: Path) -> None:
     (workdir / "file").write_bytes(b"12345")
     (workdir / "file").chmod(0o640)
-    os.utime(workdir / "file", ns=(0, 1_600_000_000_123_456_789))
+    os.utime(workdir / "file", ns=(0, 1_600_000_000_123_456_000))
     info = await sandbox.files.get_info(f"{workdir}/file")
     assert (info.name, info.type, info.path) == ("file", FileType.FILE, f"{workdir}/file")
     assert (info.size, info.mode, info.permissions) == (5, 0o640, "-rw-r-----")
@@ -168,7 +168,11 @@ async def test_what_is_made_belongs_to_the_user(sandbox: AsyncSandbox, workdir: 
 
 async def test_paths(sandbox: AsyncSandbox, workdir: Path) -> None:
     (workdir / "file").write_text("x")
-    for path in (f"{workdir.name}/file", f"~/{workdir.name}/file", f"./{workdir.name}/../{workdir.name}/file"):
+    for path in (
+        f"{workdir.name}/file",
+        f"~/{workdir.name}/file",
+        f"./{workdir.name}/../{workdir.name}/file",
+    ):
         assert (await sandbox.files.get_info(path)).path == f"{workdir}/file"
     with pytest.raises(InvalidArgumentException):
         await sandbox.files.get_info("~other/file")

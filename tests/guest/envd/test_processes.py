@@ -63,9 +63,7 @@ async def test_output_exit_code_and_events(http: httpx.AsyncClient) -> None:
         {"stdout": base64.b64encode(b"out\n").decode()},
     ]
     assert events[-2][1] == {
-        "event": {
-            "end": {"exitCode": 3, "exited": True, "status": "exit status 3", "error": "exit status 3"}
-        }
+        "event": {"end": {"exitCode": 3, "exited": True, "status": "exit status 3", "error": "exit status 3"}}
     }
     assert events[-1] == (2, {})
 
@@ -288,7 +286,9 @@ async def test_kill_takes_the_whole_session(sandbox: AsyncSandbox) -> None:
 
 async def test_sigterm(http: httpx.AsyncClient) -> None:
     script = "trap 'echo asked; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
-    async with http.stream("POST", START, content=frame(shell(script, tag="term")), headers=STREAM) as response:
+    async with http.stream(
+        "POST", START, content=frame(shell(script, tag="term")), headers=STREAM
+    ) as response:
         body = b""
         async for chunk in response.aiter_bytes():
             if base64.b64encode(b"ready\n") in chunk:

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ringfence.guest.connect import discard_body
+
 ACCESS_TOKEN_HEADER = "X-Access-Token"  # noqa: S105
 
 _OPEN = {("GET", "/health"), ("GET", "/files"), ("HEAD", "/files"), ("POST", "/files"), ("POST", "/init")}
@@ -47,9 +49,8 @@ class TokenGuard:
             message = (
                 "unauthorized access, please provide a valid access token or method signing if supported"
             )
-            response = error_response(401, message)
-            response.headers["connection"] = "close"  # whatever body comes is not read
-            await response(scope, receive, send)
+            await discard_body(receive)
+            await error_response(401, message)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

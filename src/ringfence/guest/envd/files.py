@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ringfence.guest.config import GuestConfig
-from ringfence.guest.connect import ConnectError, Message
+from ringfence.guest.connect import ConnectError, Message, discard_body
 from ringfence.guest.envd import fields
 from ringfence.guest.envd.auth import HTTPError, check_file_access, error_response
 from ringfence.guest.envd.download import file_response, open_file
@@ -79,9 +79,8 @@ class FileService:
         try:
             check_file_access(request, self._config.access_token, "write")
         except HTTPError as error:
-            response = error_response(error.status, error.message)
-            response.headers["connection"] = "close"  # the body of a stranger is not read
-            return response
+            await discard_body(request.receive)
+            return error_response(error.status, error.message)
         body: Body | None = None
         try:
             body = Body(request)

@@ -89,7 +89,10 @@ class FilesystemService:
         """Describe one file, directory or link."""
         path = self._path(request, "path", self._user(call))
         with os_errors("file not found"):
-            return {"entry": self._entries.describe(path)}
+            try:
+                return {"entry": self._entries.describe(path)}
+            except NotADirectoryError as error:  # something above it is a file: then it does not exist
+                raise FileNotFoundError(error.errno, error.strerror, path) from None
 
     async def make_dir(self, request: Message, call: Call) -> Message:
         """Make a directory and its parents."""

@@ -177,6 +177,7 @@ class FormWriter:
         self._target: TargetFile | None = None
         self._name = self._value = b""
         self._disposition = b""
+        self._ended = False
         self._parser = MultipartParser(boundary, self._callbacks())
 
     def _callbacks(self) -> Any:
@@ -188,6 +189,7 @@ class FormWriter:
             "on_headers_finished": self._open,
             "on_part_data": self._data,
             "on_part_end": self.close,
+            "on_end": self._end,
         }
 
     def feed(self, data: bytes) -> None:
@@ -199,16 +201,17 @@ class FormWriter:
 
     def finish(self) -> None:
         """The body has ended. Raises `HTTPError` (400) when it ended too early."""
-        try:
-            self._parser.finalize()
-        except MultipartParseError as error:
-            raise HTTPError(400, f"error reading form: {error}") from None
+        if not self._ended:
+            raise HTTPError(400, "error reading form: unexpected end")
 
     def close(self) -> None:
         """Close the file being written, if any."""
         if self._target is not None:
             self._target.close()
             self._target = None
+
+    def _end(self) -> None:
+        self._ended = True
 
     def _begin(self) -> None:
         self._name = self._value = self._disposition = b""
