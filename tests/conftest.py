@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,22 @@ def start_server(data_dir: Path, *, templates: str = TEMPLATES, **environment: s
     return RunningServer(
         account["url"], key, stranger, process, runtime_dir, account["isolation"], account["templates"]
     )
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., RunningServer]]:
+    """`start_server`, for tests that need a server of their own; one that a failed test leaves is ended."""
+    started: list[RunningServer] = []
+
+    def start(data_dir: Path, **options: str) -> RunningServer:
+        started.append(start_server(data_dir, **options))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.process.terminate()
+            running.process.wait(_STOP_SECONDS)
 
 
 @pytest.fixture(scope="session")
