@@ -67,7 +67,7 @@ def descriptions(settings: Settings) -> dict[str, str]:
             f"files are shared with execute_code, Python variables are not. Killed after timeout_s "
             f"(default {limit})."
         ),
-        "list_files": "List a directory of the sandbox: paths, sizes, times. depth > 1 descends; pattern filters.",
+        "list_files": "List a directory of the sandbox: depth > 1 descends; pattern filters names.",
         "read_file": (
             "Read a text file of the sandbox by pages of lines (offset, limit), or look at a PNG, "
             "JPEG, GIF or WebP picture."
@@ -91,5 +91,5 @@ def descriptions(settings: Settings) -> dict[str, str]:
             "needed for ordinary work: the default session is made by itself."
         ),
         "list_sessions": "List the open sessions: handles, idle time, and what runs.",
-        "close_session": "End a session (the default one without session_id) with its variables, files and processes.",
+        "close_session": "End a session (default: the default one) with its variables and files.",
     }

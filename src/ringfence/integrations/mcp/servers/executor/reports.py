@@ -11,14 +11,12 @@ from typing import Any, Literal
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
+from ringfence.integrations.mcp.meta import META_KEY
 from ringfence.integrations.mcp.servers.executor.cells import Cell
 from ringfence.integrations.mcp.servers.executor.filewatch import Changes
 from ringfence.integrations.mcp.servers.executor.images import Picture
 from ringfence.integrations.mcp.servers.executor.output import Output, shorten, size_text
 from ringfence.integrations.mcp.servers.executor.tracebacks import hint_for, trim_traceback
-
-META_KEY = "io.ringfence/result"
-"""Where the machine-readable record of every result is, in `_meta`; never shown to a model."""
 
 STREAM_LIMITS = {"stdout": 6000, "stderr": 2000}
 _VALUE_LIMIT = 3000

@@ -1,0 +1,1 @@
+"""The packaged configuration of agents."""
