@@ -13,7 +13,7 @@ Handlers are plain coroutines and async generators over `Message` dictionaries; 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -244,6 +244,20 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
+async def until_hang_up(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Run `work`, but no longer than the client of a request (whose body was read) stays on the line."""
+    task = asyncio.create_task(work)
+    client = asyncio.create_task(_hung_up(receive))
+    try:
+        await asyncio.wait({task, client}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        client.cancel()
+        if not task.done():
+            task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
 class ServerStreamEndpoint:
     """The ASGI application of one method that answers with a stream."""
 
@@ -264,25 +278,13 @@ class ServerStreamEndpoint:
             await _end_stream(send, error)
             return
         await _start_stream(send)
-        await self._until_hang_up(self._pump(request, call, send), receive)
+        await until_hang_up(self._pump(request, call, send), receive)
 
     async def _request(self, receive: Receive) -> Message:
         message = await Frames(receive).next()
         if message is None:
             raise ConnectError("invalid_argument", "the request has no message")
         return message
-
-    async def _until_hang_up(self, work: Any, receive: Receive) -> None:
-        pump = asyncio.create_task(work)
-        client = asyncio.create_task(_hung_up(receive))
-        try:
-            await asyncio.wait({pump, client}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            client.cancel()
-            if not pump.done():
-                pump.cancel()
-        with suppress(asyncio.CancelledError):
-            await pump
 
     async def _pump(self, request: Message, call: Call, send: Send) -> None:
         error: ConnectError | None = None

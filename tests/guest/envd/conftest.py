@@ -97,11 +97,13 @@ def run_envd() -> Iterator[Callable[..., Envd]]:
         return Envd(f"http://127.0.0.1:{port}", root, config["access_token"], process.pid)
 
     yield run
+    statuses = []
     for process, root in started:
-        process.stdin.close()
-        assert process.wait(timeout=20) == 0
-        process.stdout.close()
+        with process:
+            process.stdin.close()
+            statuses.append(process.wait(timeout=20))
         shutil.rmtree(root)
+    assert not any(statuses)
 
 
 @pytest.fixture(scope="session")

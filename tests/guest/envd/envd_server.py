@@ -17,7 +17,17 @@ from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.reaper import Reaper
 
 
-async def serve(setup: dict) -> None:
+class LateImports:
+    """Notes modules that are imported while serving. In a sandbox their files would not be there any more."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        self.names.append(name)
+
+
+async def serve(setup: dict) -> list[str]:
     config = GuestConfig(**setup["config"])
     users = UserDatabase(single_id=config.single_id, passwd=Path(setup["passwd"]), group=Path(setup["group"]))
     reaper = Reaper()
@@ -36,10 +46,15 @@ async def serve(setup: dict) -> None:
             timeout_graceful_shutdown=1,
         )
     )
+    server.config.load()
+    late = LateImports()
+    sys.meta_path.insert(0, late)
     print(listener.getsockname()[1], flush=True)
     loop = asyncio.get_running_loop()
     loop.add_reader(0, lambda: (loop.remove_reader(0), setattr(server, "should_exit", True)))
     await server.serve(sockets=[listener])
+    return late.names
 
 
-asyncio.run(serve(json.loads(sys.argv[1])))
+late = asyncio.run(serve(json.loads(sys.argv[1])))
+sys.exit(f"imported while serving: {late}" if late else 0)

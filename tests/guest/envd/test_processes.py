@@ -11,8 +11,10 @@ from e2b import (
     AsyncSandbox,
     AuthenticationException,
     CommandExitException,
+    FileNotFoundException,
     InvalidArgumentException,
     NotFoundException,
+    PtySize,
     Sandbox,
     SandboxException,
     TimeoutException,
@@ -422,6 +424,32 @@ async def test_sync_sdk(sync_sandbox: Sandbox) -> None:
             sync_sandbox.commands.run("sleep 68", timeout=0.3)
 
     await asyncio.to_thread(check)
+
+
+async def test_no_descriptor_is_left(run_envd) -> None:
+    envd = run_envd()
+    sandbox = AsyncSandbox(**envd.sdk_options())
+
+    async def use() -> int:
+        await sandbox.commands.run("echo x; cat", stdin=False)
+        with pytest.raises(InvalidArgumentException):
+            await sandbox.commands.run("true", cwd="/nowhere")
+        command = await sandbox.commands.run("sleep 69", background=True, stdin=True)
+        await command.kill()
+        terminal = await sandbox.pty.create(PtySize(rows=2, cols=2), on_data=lambda data: None)
+        await terminal.kill()
+        for handle in (command, terminal):
+            with pytest.raises(CommandExitException):
+                await handle.wait()
+        with pytest.raises(FileNotFoundException):
+            await sandbox.files.read("none")
+        await sandbox.files.write("some", "x")
+        await sandbox.files.read("some", gzip=True)
+        return len(list(Path(f"/proc/{envd.pid}/fd").iterdir()))
+
+    before = await use()
+    for _ in range(3):
+        assert await use() <= before + 2  # connections may come and go
 
 
 async def test_no_zombies_are_left(sandbox: AsyncSandbox, envd) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,9 @@ async def test_every_kind(sync_sandbox: Sandbox, workdir: Path) -> None:
         (workdir / "new").write_text("x")
         (workdir / "below").mkdir()
         (workdir / "below" / "unseen").touch()
-        assert pairs(handle.get_new_events()) == [
+        seen = pairs(handle.get_new_events())
+        # Truncating and writing are two events, or one if the kernel could join them.
+        assert [event for event, _ in itertools.groupby(seen)] == [
             ("old", RENAME),
             ("new", CREATE),
             ("gone", REMOVE),

@@ -7,13 +7,16 @@ import posixpath
 import stat
 import zlib
 from asyncio import sleep
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from ringfence.guest.connect import until_hang_up
 from ringfence.guest.envd.auth import HTTPError
 from ringfence.guest.envd.paths import printable
 
@@ -100,7 +103,7 @@ def file_response(request: Request, file: OpenFile) -> Response:
             return _conditional(request, file, headers, kind)
         if accepted_encoding(request.headers.get("accept-encoding", "")) == "gzip":
             headers["content-encoding"] = "gzip"
-            return _stream(200, _gzip(file), headers, kind)
+            return _StreamedFile(200, file, _gzip(file), headers, kind)
     except BaseException:
         os.close(file.fd)
         raise
@@ -116,31 +119,61 @@ def _whole(file: OpenFile, headers: dict[str, str], kind: str) -> Response:
             os.close(file.fd)
     if file.size > 0:  # files of /proc say 0 and have content all the same: no length then
         headers["content-length"] = str(file.size)
-    return _stream(200, _read(file, 0, file.size or None), headers, kind)
+    return _StreamedFile(200, file, _read(file, 0, file.size or None), headers, kind)
 
 
-def _stream(status: int, body: AsyncIterator[bytes], headers: dict[str, str], kind: str) -> Response:
-    return StreamingResponse(body, status, headers, kind)
+class _StreamedFile(Response):
+    """Sends pieces of a file as fast as the client takes them, then closes it.
+
+    Starlette's own streaming response imports modules on first use, which is too late in a sandbox.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        file: OpenFile,
+        pieces: AsyncGenerator[bytes, None],
+        headers: dict[str, str],
+        kind: str,
+    ) -> None:
+        super().__init__(None, status, headers, kind)
+        self._file = file
+        self._pieces = pieces
+        if "content-length" not in headers and "content-length" in self.headers:
+            del self.headers["content-length"]  # of the body that is not there
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_hang_up(self._send(scope, send), receive)
+        finally:
+            os.close(self._file.fd)
+
+    async def _send(self, scope: Scope, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await send(start)
+        async with aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                if scope["method"] == "HEAD":
+                    break
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _read(file: OpenFile, start: int, length: int | None) -> AsyncIterator[bytes]:
+async def _read(file: OpenFile, start: int, length: int | None) -> AsyncGenerator[bytes, None]:
     """Pieces of the file; with `length` None until its end. A file that shrank breaks the answer off."""
-    try:
-        os.lseek(file.fd, start, os.SEEK_SET)
-        while length is None or length > 0:
-            data = os.read(file.fd, _CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length))
-            if not data:
-                if length is not None:
-                    raise EOFError(f"{file.path} became shorter while it was read")
-                return
-            length = None if length is None else length - len(data)
-            yield data
-            await sleep(0)  # a fast client must not keep the loop from everybody else
-    finally:
-        os.close(file.fd)
+    os.lseek(file.fd, start, os.SEEK_SET)
+    while length is None or length > 0:
+        data = os.read(file.fd, _CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length))
+        if not data:
+            if length is not None:
+                raise EOFError(f"{file.path} became shorter while it was read")
+            return
+        length = None if length is None else length - len(data)
+        yield data
+        await sleep(0)  # a fast client must not keep the loop from everybody else
 
 
-async def _gzip(file: OpenFile) -> AsyncIterator[bytes]:
+async def _gzip(file: OpenFile) -> AsyncGenerator[bytes, None]:
     compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
     async for data in _read(file, 0, None):
         if packed := compressor.compress(data):
@@ -167,7 +200,7 @@ def _conditional(request: Request, file: OpenFile, headers: dict[str, str], kind
         return Response("invalid range", 416, headers, "text/plain")
     headers["content-range"] = f"bytes {start}-{end - 1}/{file.size}"
     headers["content-length"] = str(end - start)
-    return _stream(206, _read(file, start, end - start), headers, kind)
+    return _StreamedFile(206, file, _read(file, start, end - start), headers, kind)
 
 
 def _not_modified(request: Request, file: OpenFile) -> bool:
