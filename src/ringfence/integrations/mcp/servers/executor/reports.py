@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from e2b_code_interpreter import Result
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from ringfence.integrations.mcp.meta import META_KEY
@@ -21,7 +22,7 @@ from ringfence.integrations.mcp.servers.executor.tracebacks import hint_for, tri
 STREAM_LIMITS = {"stdout": 6000, "stderr": 2000}
 _VALUE_LIMIT = 3000
 _TRACEBACK_LIMIT = 3000
-_DISPLAYS = 10
+_DISPLAYS_LIMIT = 6000
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,34 @@ def stream_record(name: str, stream: Output, spill: Spill) -> dict[str, Any]:
 
 
 def _values(cell: Cell) -> tuple[str | None, list[str]]:
+    """The value of the last expression, and what else was displayed, as text."""
     value: str | None = None
     displays: list[str] = []
-    for result in cell.results:
-        text = result.text or result.markdown or result.latex
-        if text is None and result.html and not (result.png or result.jpeg):
-            text = result.html
-        if text is None and result.json is not None:
-            text = str(result.json)
+    room = _DISPLAYS_LIMIT
+    for number, result in enumerate(cell.results):
+        text = _text_of(result)
         if text is None:
             continue
-        text = shorten(text, _VALUE_LIMIT)[0]
         if result.is_main_result:
-            value = text
+            value = shorten(text, _VALUE_LIMIT)[0]
         elif not (result.png or result.jpeg or result.svg):
-            displays.append(text)
-    return value, displays[:_DISPLAYS]
+            if room < 100:
+                displays.append(
+                    f"… what was displayed after this is left out ({len(cell.results) - number} results)"
+                )
+                break
+            displays.append(shorten(text, min(room, _VALUE_LIMIT))[0])
+            room -= len(displays[-1])
+    return value, displays
+
+
+def _text_of(result: Result) -> str | None:
+    text: str | None = result.text or result.markdown or result.latex
+    if text is None and result.html and not (result.png or result.jpeg):
+        text = result.html
+    if text is None and result.json is not None:
+        text = str(result.json)
+    return text
 
 
 def _error_record(cell: Cell) -> dict[str, str] | None:
