@@ -76,11 +76,12 @@ async def test_the_end_is_a_reset(server: RunningServer, async_sandbox: AsyncSan
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
-    await reader.readuntil(b"stdout")
-    await async_sandbox.kill()
-    with pytest.raises(ConnectionResetError):
-        while await reader.read(65536):
-            pass
+    async with asyncio.timeout(60):
+        await reader.readuntil(b"stdout")
+        await async_sandbox.kill()
+        with pytest.raises(ConnectionResetError):
+            while await reader.read(65536):
+                pass
     writer.close()
 
 

@@ -224,7 +224,7 @@ def test_the_host_can_be_masked(server: RunningServer, client: httpx.Client) -> 
         sandbox.commands.run("python3 /home/user/web.py", background=True)
         sandbox.commands.run("until (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null; do sleep 0.02; done")
         seen = client.get("/", headers=by_headers(sandbox.sandbox_id, 8000)).json()
-        assert seen["headers"]["Host"] == "app.internal:8000"
+        assert {name.lower(): value for name, value in seen["headers"].items()}["host"] == "app.internal:8000"
 
 
 async def test_a_megabyte_up_and_down(server: RunningServer, async_sandbox: Any) -> None:
