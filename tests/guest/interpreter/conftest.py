@@ -1,4 +1,4 @@
-"""Real kernels for the tests: one warmed process, a nursery forked from it per test, and the API over HTTP."""
+"""Real kernels: one warmed process, a nursery forked from it per test, and the API over HTTP."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ while True:
         nursery.serve(socket.socket(fileno=descriptors[0]))
     os.close(descriptors[0])
 """
-_PRELOAD = ["numpy", "pandas", "matplotlib.pyplot", "PIL.Image", "e2b_charts", "plotly.express"]
+_PRELOAD = ["changing", "numpy", "pandas", "matplotlib.pyplot", "PIL.Image", "e2b_charts", "plotly.express"]
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +64,30 @@ def kernel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_nursery(kernel_python: str, kernel_path: Path) -> Iterator[Callable[[], socket.socket]]:
+def changing_package(kernel_path: Path) -> Path:
+    """The file of a preloaded package, ``changing``, that is version 1. A test that changes it must put it
+    back.
+    """
+    package, info = kernel_path / "changing", kernel_path / "changing-1.dist-info"
+    package.mkdir()
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: changing\nVersion: 1\n")
+    (info / "top_level.txt").write_text("changing\n")
+    (package / "__init__.py").write_text("version = 1\n")
+    return package / "__init__.py"
+
+
+@pytest.fixture(scope="session")
+def new_nursery(
+    kernel_python: str, kernel_path: Path, changing_package: Path
+) -> Iterator[Callable[[], socket.socket]]:
     """Start another nursery and return the guest's end of its socket. The warmed parent is shared."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     arguments = [kernel_python, "-c", _ZYGOTE, str(kernel_path), str(theirs.fileno()), json.dumps(_PRELOAD)]
-    process = subprocess.Popen(arguments, pass_fds=(theirs.fileno(),), stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "PYTHONPATH": str(kernel_path)}
+    process = subprocess.Popen(
+        arguments, pass_fds=(theirs.fileno(),), stdout=subprocess.PIPE, text=True, env=env
+    )
     theirs.close()
     assert process.stdout is not None
     said = process.stdout.readline()

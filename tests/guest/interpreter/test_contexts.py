@@ -1,5 +1,6 @@
 """Contexts: made, listed, restarted, removed; each with its own state and directory."""
 
+import os
 from dataclasses import replace
 
 import httpx
@@ -77,3 +78,30 @@ def test_bash_keeps_its_state(server, home):
     assert "".join(execution.logs.stdout) == "[]\n"
     assert execution.error.value == "exit status 1"
     assert execution.execution_count == 3
+
+
+def test_a_changed_package_takes_effect_with_a_restart(server, changing_package, config):
+    sandbox = server.sandbox()
+    [context] = sandbox.list_code_contexts()
+    path = changing_package.parent.parent
+    sandbox.run_code(f"import sys; sys.path.append({str(path)!r}); import changing")
+    before = changing_package.stat()
+    changing_package.write_text("version = 22\n")
+    try:
+        execution = sandbox.run_code("changing.version\n!echo pip install changing")
+        note = "".join(execution.logs.stderr)
+        assert "changing was changed from 1 to 1" in note
+        assert "restart" in note
+        assert sandbox.run_code("!echo pip again").logs.stderr == []
+        sandbox.restart_code_context(context)
+        code = f"import sys; sys.path.append({str(path)!r}); import changing, pandas; changing.version"
+        assert sandbox.run_code(code).text == "22"
+        assert (
+            sandbox.run_code("[name for name in sys.modules if name.startswith('ringfence.')]").text == "[]"
+        )
+        execution = sandbox.run_code("import matplotlib.pyplot as plt\nplt.plot([1, 2]);\nplt.show()\n1/0")
+        assert len(execution.results) == 1
+        assert execution.error.name == "ZeroDivisionError"
+    finally:
+        changing_package.write_text("version = 1\n")
+        os.utime(changing_package, ns=(before.st_atime_ns, before.st_mtime_ns))

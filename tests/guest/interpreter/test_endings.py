@@ -100,7 +100,9 @@ def test_death_between_cells_is_told_with_the_next(server):
 def test_restart_ends_a_running_cell(server):
     sandbox = server.sandbox()
     [context] = sandbox.list_code_contexts()
-    with httpx.stream("POST", f"{server.url}/execute", json={"code": "print(1)\nimport time; time.sleep(60)"}) as stream:
+    with httpx.stream(
+        "POST", f"{server.url}/execute", json={"code": "print(1)\nimport time; time.sleep(60)"}
+    ) as stream:
         lines = stream.iter_lines()
         while json.loads(next(lines))["type"] != "stdout":
             pass
@@ -132,7 +134,11 @@ def test_results_that_are_too_large(server):
     [result] = [e for e in execute(server, "'x' * 9_000_000") if e["type"] == "result"]
     assert len(result["text"]) < 100_000
     assert "left out" in result["text"]
-    [result] = [e for e in execute(server, "from IPython.display import HTML\nHTML('x' * 9_000_000)") if e["type"] == "result"]
+    [result] = [
+        e
+        for e in execute(server, "from IPython.display import HTML\nHTML('x' * 9_000_000)")
+        if e["type"] == "result"
+    ]
     assert "html" not in result
     assert "9000000" in json.dumps(result["extra"])
 
@@ -144,6 +150,8 @@ def test_code_that_breaks_its_channel(server):
 
 
 def test_one_cell_at_a_time(server):
-    with httpx.stream("POST", f"{server.url}/execute", json={"code": "import time; time.sleep(0.5); x = 1"}) as first:
+    with httpx.stream(
+        "POST", f"{server.url}/execute", json={"code": "import time; time.sleep(0.5); x = 1"}
+    ) as first:
         assert server.sandbox().run_code("x").text == "1"
         first.read()

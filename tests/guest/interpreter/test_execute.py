@@ -4,8 +4,7 @@ import base64
 
 import httpx
 import pytest
-from e2b_code_interpreter import Execution, Sandbox
-from e2b_code_interpreter.charts import BarChart, BoxAndWhiskerChart, LineChart, PieChart, ScatterChart, SuperChart
+from e2b_code_interpreter import Execution, Sandbox, charts
 
 PNG = b"\x89PNG"
 
@@ -30,14 +29,14 @@ def test_value_and_state(sandbox):
 async def test_async_sdk(server):
     sandbox = server.async_sandbox()
     lines = []
-    execution = await sandbox.run_code("print('hi')\n'bye'", on_stdout=lambda message: lines.append(message.line))
+    execution = await sandbox.run_code("print('hi')\n'bye'", on_stdout=lambda said: lines.append(said.line))
     assert lines == ["hi\n"]
     assert execution.text == "bye"
 
 
 def test_quotes_are_stripped_once(sandbox):
     assert sandbox.run_code("'quoted'").text == "quoted"
-    assert sandbox.run_code("\"it's\"").text == "it's"
+    assert sandbox.run_code('"it\'s"').text == "it's"
 
 
 def test_stdout_and_stderr_from_everywhere(sandbox):
@@ -195,12 +194,12 @@ def test_dataframe(sandbox):
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        ("plt.plot([1, 2, 3])", LineChart),
-        ("plt.scatter([1, 2], [3, 4])", ScatterChart),
-        ("plt.bar(['a', 'b'], [1, 2])", BarChart),
-        ("plt.pie([1, 2], labels=['a', 'b'])", PieChart),
-        ("plt.boxplot([[1, 2, 3], [2, 3, 4]], patch_artist=True)", BoxAndWhiskerChart),
-        ("f, ax = plt.subplots(1, 2); ax[0].plot([1, 2]); ax[1].bar(['a'], [1])", SuperChart),
+        ("plt.plot([1, 2, 3])", charts.LineChart),
+        ("plt.scatter([1, 2], [3, 4])", charts.ScatterChart),
+        ("plt.bar(['a', 'b'], [1, 2])", charts.BarChart),
+        ("plt.pie([1, 2], labels=['a', 'b'])", charts.PieChart),
+        ("plt.boxplot([[1, 2, 3, 4, 5], [2, 4, 6, 8, 10]], patch_artist=True)", charts.BoxAndWhiskerChart),
+        ("f, ax = plt.subplots(1, 2); ax[0].plot([1, 2]); ax[1].bar(['a'], [1])", charts.SuperChart),
     ],
 )
 def test_charts(sandbox, code, kind):
@@ -238,7 +237,7 @@ def test_plotly(sandbox):
 
 def test_environment(sandbox):
     code = "import os; os.environ['FROM_SANDBOX'], os.environ.get('ONCE'), os.environ['E2B_SANDBOX_ID']"
-    assert sandbox.run_code(code, envs={"ONCE": "it's $1"}).text == '(\'yes\', "it\'s $1", \'isandbox\')'
+    assert sandbox.run_code(code, envs={"ONCE": "it's $1"}).text == "('yes', \"it's $1\", 'isandbox')"
     assert sandbox.run_code(code).text == "('yes', None, 'isandbox')"
 
 
@@ -253,11 +252,15 @@ def test_randomness_differs_between_kernels(sandbox):
 
 
 def test_numeric_threads_come_back_after_the_fork(sandbox):
-    assert sandbox.run_code("import numpy as np\na = np.ones((400, 400))\nfloat((a @ a)[0, 0])").text == "400.0"
+    assert (
+        sandbox.run_code("import numpy as np\na = np.ones((400, 400))\nfloat((a @ a)[0, 0])").text == "400.0"
+    )
 
 
 def test_a_forked_child_is_no_second_kernel(sandbox):
-    code = "import os, sys\npid = os.fork()\nif pid: os.waitpid(pid, 0); print('parent')\nelse: display('child')"
+    code = (
+        "import os, sys\npid = os.fork()\nif pid: os.waitpid(pid, 0); print('parent')\nelse: display('child')"
+    )
     execution = sandbox.run_code(code)
     assert sorted("".join(execution.logs.stdout).split()) == ["'child'", "parent"]
     assert sandbox.run_code("'alive'").text == "alive"

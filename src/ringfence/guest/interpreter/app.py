@@ -1,4 +1,4 @@
-"""The code-interpreter API of E2B: ``/health``, ``/execute`` and ``/contexts``, as the official SDKs call it."""
+"""The code-interpreter API of E2B: ``/health``, ``/execute`` and ``/contexts``, as the SDKs call it."""
 
 import asyncio
 import hmac
@@ -58,14 +58,15 @@ def build(config: GuestConfig, kernels: KernelPool) -> Starlette:
 def _guarded(handler: _Handler, token: str | None, required: bool) -> _Handler:
     """`handler` behind the sandbox's access token.
 
-    The official SDKs send it with ``/execute`` only, so where it is not required it may be missing, but not be wrong.
+    The official SDKs send it with ``/execute`` only, so where it is not required it may be missing, but not
+    be wrong.
     """
 
     async def guarded(request: Request) -> Response:
         given = request.headers.get("x-access-token")
-        if token is not None and (given is not None or required):
-            if not hmac.compare_digest((given or "").encode(), token.encode()):
-                return PlainTextResponse("Unauthorized", status_code=401)
+        asked = token is not None and (given is not None or required)
+        if asked and not hmac.compare_digest((given or "").encode(), (token or "").encode()):
+            return PlainTextResponse("Unauthorized", status_code=401)
         return await handler(request)
 
     return guarded

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from ringfence.guest.interpreter import events
 from ringfence.guest.interpreter.kernel import Kernel, KernelSpec, Run
@@ -71,7 +72,9 @@ class Context:
         return execution
 
     async def restart(self) -> None:
-        """A new kernel without the old one's state. A cell that runs meanwhile ends with an error that says so."""
+        """A new kernel without the old one's state. A cell that runs meanwhile ends with an error that says
+        so.
+        """
         await self._end_kernel("the context was restarted")
         await self.start()
 
@@ -119,7 +122,7 @@ class Context:
         queue, cell = execution.events, execution.cell
         kernel, lost = await self._ensure_kernel()
         if lost is not None:
-            note = f"The kernel of this context {lost} since the last cell; this one runs in a new kernel, without its variables."
+            note = f"The kernel of this context {lost} since the last cell; its variables are lost."
             queue.put_nowait(events.context_state("reset", note))
             queue.put_nowait(events.output("stderr", f"{note}\n"))
         finished = asyncio.get_running_loop().create_future()
@@ -142,7 +145,8 @@ class Context:
         cancelled = asyncio.create_task(execution.cancelled.wait())
         limit = execution.cell.exec_timeout
         try:
-            await asyncio.wait({run.finished, cancelled}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {run.finished, cancelled}
+            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if run.finished.done():
                 return None
             run.hold_error = not cancelled.done()

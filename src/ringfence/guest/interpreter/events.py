@@ -26,7 +26,9 @@ END: Event = {"type": "end_of_execution"}
 
 
 def encode(event: Event) -> bytes:
-    """One line. ASCII only: the clients split lines at U+2028, U+0085 and others too, and then parse each piece."""
+    """One line. ASCII only: the clients split lines at U+2028, U+0085 and others too, and then parse each
+    piece.
+    """
     return json.dumps(event, ensure_ascii=True).encode("ascii") + b"\n"
 
 
@@ -46,7 +48,7 @@ def error(name: str, value: str, traceback: str = "") -> Event:
 
 
 def context_state(state: Literal["reset", "lost"], reason: str) -> Event:
-    """What became of the context's variables, when they were not kept. An extension; E2B's clients ignore it."""
+    """What became of the context's variables, when they were not kept. E2B's clients ignore it."""
     return {"type": "context_state", "state": state, "reason": reason}
 
 

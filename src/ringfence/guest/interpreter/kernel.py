@@ -37,14 +37,15 @@ class KernelSpec:
 
 @dataclass
 class Run:
-    """One cell on its way through a kernel. `emit` takes its events; `finished` says how the run ended.
+    """One cell on its way through a kernel. `queue` takes its events; `finished` says how the run ended.
 
-    The result of `finished` is None when the kernel says the cell is done, else the reason why it never will be.
+    The result of `finished` is None when the kernel says the cell is done, else the reason why it never will
+    be.
     """
 
     code: str
     env: dict[str, str]
-    events: "asyncio.Queue[events.Event]"
+    queue: asyncio.Queue[events.Event]
     output_limit: int
     results_limit: int
     finished: asyncio.Future[str | None]
@@ -64,9 +65,7 @@ class Run:
     def over(self, dropped: int) -> None:
         """`dropped` bytes of output were not passed on; the first time, say so."""
         if not self.dropped:
-            self.note(
-                f"[the output limit of {self.output_limit} bytes is reached; the rest of the output is dropped]"
-            )
+            self.note(f"[the output limit of {self.output_limit} bytes is reached; the rest is dropped]")
         self.dropped += dropped
 
     def show(self, event: events.Event, size: int) -> None:
@@ -77,17 +76,17 @@ class Run:
             )
             return
         self.shown += size
-        self.events.put_nowait(event)
+        self.queue.put_nowait(event)
 
     def fail(self, error: events.Event) -> None:
         """The cell raised. With `hold_error`, the error is only kept: another one will tell why it ended."""
         self.error = error
         if not self.hold_error:
-            self.events.put_nowait(error)
+            self.queue.put_nowait(error)
 
     def note(self, text: str) -> None:
         """Tell the user something of our own, on stderr."""
-        self.events.put_nowait(events.output("stderr", f"{text}\n"))
+        self.queue.put_nowait(events.output("stderr", f"{text}\n"))
 
     def finish(self, ending: str | None) -> None:
         """The run has ended: done (None), or never to be done."""
@@ -101,13 +100,11 @@ class Kernel:
     """A running kernel. Make one with `start`; it is of no use any more once `ended` is done.
 
     ended: becomes a sentence that says how the process ended.
-    changed: packages that differ from the preloaded ones, for which the kernel was started afresh.
     """
 
     def __init__(self, connection: socket.socket, outputs: tuple[int, int], limits: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.changed: tuple[str, ...] = ()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._connection = connection
         self._partial = bytearray()
@@ -145,7 +142,7 @@ class Kernel:
         return kernel
 
     async def _begin(self, forked: Forked, language: str) -> None:
-        self._pid, self.changed = forked.pid, forked.changed
+        self._pid = forked.pid
         forked.exited.add_done_callback(self._exited)
         try:
             await self._send({"op": "init", "language": language})
@@ -167,7 +164,7 @@ class Kernel:
         self._stdout.drain()
         self._stderr.drain()
         for name, text in self._idle:
-            run.events.put_nowait(events.output(name, text))
+            run.queue.put_nowait(events.output(name, text))
         self._idle.clear()
         self._idle_room = _IDLE_OUTPUT
         if self.ended.done():
@@ -202,10 +199,8 @@ class Kernel:
                 os.killpg(self._pid, number)
 
     async def _send(self, message: dict[str, Any]) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the kernel has ended; that is told when its exit status comes
             await self._loop.sock_sendall(self._connection, json.dumps(message).encode("ascii") + b"\n")
-        except OSError:
-            pass  # the kernel has ended; that is told when its exit status comes
 
     # What comes from the kernel
 
@@ -224,7 +219,7 @@ class Kernel:
         if self._run is None:
             self._idle.append((name, text))
         else:
-            self._run.events.put_nowait(events.output(name, text))
+            self._run.queue.put_nowait(events.output(name, text))
 
     def _readable(self) -> None:
         try:
@@ -269,7 +264,7 @@ class Kernel:
         elif run is None:
             return
         elif kind == "started" and not run.silent:
-            run.events.put_nowait(events.number_of_executions(int(message["count"])))
+            run.queue.put_nowait(events.number_of_executions(int(message["count"])))
         elif kind == "display":
             run.show(events.result(dict(message["data"]), main=bool(message["main"])), size)
         elif kind == "error":

@@ -19,7 +19,9 @@ class KernelStartError(Exception):
 
 @dataclass
 class Forked:
-    """A kernel's process. `exited` becomes its wait status. `changed` names the packages that made a fresh exec needed."""
+    """A kernel's process. `exited` becomes its wait status. `changed` names the packages that made a fresh
+    exec needed.
+    """
 
     pid: int
     fresh: bool
@@ -48,7 +50,8 @@ class NurseryClient:
         *,
         fresh: bool = False,
     ) -> Forked:
-        """Start a kernel with `descriptors` as control channel, stdin, stdout and stderr. Raises KernelStartError.
+        """Start a kernel with `descriptors` as control channel, stdin, stdout and stderr. Raises
+        KernelStartError.
 
         The descriptors stay the caller's to close. An environment of more than 60 KiB does not fit a packet.
         """

@@ -2,13 +2,16 @@
 
 import asyncio
 import codecs
+import contextlib
 import fcntl
 import os
 import termios
 from collections.abc import Callable
 
 GATHER_SECONDS = 0.02
-"""How long output is gathered before it is passed on, so that a million small prints are not a million events."""
+"""How long output is gathered before it is passed on, so that a million small prints are not a million
+events.
+"""
 _GATHER_BYTES = 128 * 1024
 _MUCH = 32 * 1024
 _READ_SIZE = 256 * 1024
@@ -18,8 +21,8 @@ _PIPE_SIZE = 1024 * 1024
 class OutputPipe:
     """Reads `fd` for as long as it is open and gives the text to `emit`, in order.
 
-    `allow` is asked how many of a number of bytes may be passed on; the rest is dropped, but still read, and `over`
-    is told how much that was.
+    `allow` is asked how many of a number of bytes may be passed on; the rest is dropped, but still read, and
+    `over` is told how much that was.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class OutputPipe:
         self._ended = False
 
     def drain(self) -> None:
-        """Read what is in the pipe at this moment, and pass on everything: what is written later comes later."""
+        """Read what is in the pipe at this moment, and pass on everything that was gathered."""
         if self._open:
             waiting = _waiting(self._fd)
             while waiting > 0 and (count := self._read(min(waiting, _READ_SIZE))):
@@ -120,8 +123,6 @@ def _waiting(fd: int) -> int:
 def make_pipe() -> tuple[int, int]:
     """A pipe's two ends, large when the system allows that."""
     read, write = os.pipe2(os.O_CLOEXEC)
-    try:
+    with contextlib.suppress(OSError):  # over the user's limit for pipes: the usual 64 KiB do too
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-    except OSError:
-        pass  # over the user's limit for pipes: the usual 64 KiB do too
     return read, write

@@ -105,5 +105,5 @@ def _kind(language: str) -> str:
         return LANGUAGES[language.lower()]
     except KeyError:
         raise KernelStartError(
-            f"there is no kernel for the language {language!r} in this sandbox; it has {', '.join(sorted(set(LANGUAGES.values())))}"
+            f"there is no kernel for the language {language!r} in this sandbox; it has python and bash"
         ) from None

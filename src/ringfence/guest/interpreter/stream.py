@@ -1,4 +1,4 @@
-"""The answer of ``POST /execute``: events as lines, as they come, until the end or until the client is gone."""
+"""The answer of ``POST /execute``: events as lines, as they come, until the end or the client is gone."""
 
 import asyncio
 from typing import Any

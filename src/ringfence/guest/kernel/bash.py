@@ -1,4 +1,4 @@
-"""A bash kernel: one bash that keeps its directory, variables and functions, fed with cells through a pipe."""
+"""A bash kernel: one bash that keeps its directory, variables and functions."""
 
 import os
 import signal
@@ -12,8 +12,9 @@ from .interrupts import Interrupts
 _COMMANDS_FD = 200
 _STATUS_FD = 201
 
-# Fields are NUL-terminated: the number of variables, each name and value, the code. Variables go back to what they were
-# before the cell. An interrupt leaves all loops of the cell and this one; the loop is then entered anew.
+# Fields are NUL-terminated: the number of variables, each name and value, the code. Variables go back to what
+# they were before the cell. An interrupt leaves all loops of the cell and this one; the loop is then entered
+# anew.
 _LOOP = r"""
 __rf_loop='
 while IFS= read -r -d "" -u 200 __rf_count; do
@@ -35,7 +36,8 @@ if [[ $__rf_busy ]]; then __rf_busy=; __rf_finish 130; eval "$__rf_loop"; fi
 __rf_finish() {
   local i
   for i in "${!__rf_names[@]}"; do
-    if [[ ${__rf_before[i]} ]]; then export "${__rf_names[i]}=${__rf_before[i]:1}"; else unset "${__rf_names[i]}"; fi
+    if [[ ${__rf_before[i]} ]]; then export "${__rf_names[i]}=${__rf_before[i]:1}"
+    else unset "${__rf_names[i]}"; fi
   done
   printf "%s\n" "$1" >&201
 }

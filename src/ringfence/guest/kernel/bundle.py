@@ -1,4 +1,6 @@
-"""Making a MIME bundle fit to be sent: only strings and JSON, base64 for bytes, nothing larger than its limit."""
+"""Making a MIME bundle fit to be sent: only strings and JSON, base64 for bytes, nothing larger than its
+limit.
+"""
 
 import base64
 import json
@@ -15,7 +17,9 @@ _OMITTED = "application/vnd.ringfence.omitted+json"
 
 
 def fit(data: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `data` within the limits. What had to be left out is named, with its size, in a part of its own."""
+    """A copy of `data` within the limits. What had to be left out is named, with its size, in a part of its
+    own.
+    """
     kept: dict[str, Any] = {}
     omitted: dict[str, str] = {}
     used = 0

@@ -45,7 +45,8 @@ class Channel:
             self._connection.sendall(line)
 
     def exchange(self, message: Message) -> None:
-        """Send a message and wait until the guest has dealt with it, so that what is printed next comes after it.
+        """Send a message and wait until the guest has dealt with it, so that what is printed next comes after
+        it.
 
         Only for the main thread, and only during a cell: the guest acknowledges each message of a cell.
         """
@@ -87,7 +88,7 @@ class Channel:
         return True
 
     def wait(self) -> Message | None:
-        """The next message, however long it takes; None when the guest is gone. For programs without a loop."""
+        """The next message, however long it takes; None when the guest is gone."""
         while not self._received and not self.closed:
             self._receive(0)
         return self.take()

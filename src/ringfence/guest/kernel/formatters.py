@@ -1,4 +1,5 @@
-"""Representations that E2B's clients expect beside IPython's own: ``e2b/data``, ``e2b/chart``, ``application/json``.
+"""Representations that E2B's clients expect beside IPython's own: ``e2b/data``, ``e2b/chart``,
+``application/json``.
 
 None of them may fail a cell: a value they cannot describe simply has no such representation.
 """
@@ -8,8 +9,8 @@ import sys
 import warnings
 from typing import Any
 
-from IPython.core.formatters import DisplayFormatter, JSONFormatter
 from IPython.core.formatters import BaseFormatter as Formatter
+from IPython.core.formatters import DisplayFormatter, JSONFormatter
 from traitlets import ObjectName, Unicode
 
 from .jsonable import MAX_NODES, jsonable
@@ -46,7 +47,9 @@ class ChartFormatter(Formatter):
     _return_type = (dict, str)
 
     def __call__(self, obj: Any) -> Any:
-        """The chart's description, ``{}`` for a blank figure, None when `obj` is no figure or cannot be described."""
+        """The chart's description, ``{}`` for a blank figure, None when `obj` is no figure or cannot be
+        described.
+        """
         figures = sys.modules.get("matplotlib.figure")
         if figures is None or not isinstance(obj, figures.Figure):
             return super().__call__(obj)

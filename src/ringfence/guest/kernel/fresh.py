@@ -1,4 +1,5 @@
-"""Starting a kernel in a fresh interpreter, for when the packages on disk are no longer those that were preloaded.
+"""Starting a kernel in a fresh interpreter, for when the packages on disk are no longer those that were
+preloaded.
 
 The sources of this package travel in memory: in the sandbox its files do not exist.
 """
@@ -51,4 +52,4 @@ def execute(control: int) -> NoReturn:
         json.dump([_PACKAGE, _SOURCES], file)
     os.lseek(memory, 0, os.SEEK_SET)
     os.set_inheritable(control, True)
-    os.execve(sys.executable, [sys.executable, "-c", _BOOTSTRAP, str(memory), str(control)], dict(os.environ))
+    os.execve(sys.executable, [sys.executable, "-c", _BOOTSTRAP, str(memory), str(control)], dict(os.environ))  # noqa: S606

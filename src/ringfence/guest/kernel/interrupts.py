@@ -22,7 +22,7 @@ class Interrupts:
 
     @staticmethod
     def _on_idle(_signal: int, _frame: FrameType | None) -> None:
-        """Nothing runs that could be interrupted. A handler, not SIG_IGN, which subprocesses would inherit."""
+        """Nothing runs that could be interrupted. Not SIG_IGN, which subprocesses would inherit."""
 
     def disarm(self) -> None:
         """SIGINT does nothing until the next `armed` block."""
@@ -30,7 +30,9 @@ class Interrupts:
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[None]:
-        """Within, SIGINT raises KeyboardInterrupt in the main thread, unless user code installs its own handler."""
+        """Within, SIGINT raises KeyboardInterrupt in the main thread, unless user code installs its own
+        handler.
+        """
         self._pending = False
         signal.signal(signal.SIGINT, self._on_cell)
         try:
@@ -55,6 +57,6 @@ class Interrupts:
 
     @contextlib.contextmanager
     def ignored(self) -> Iterator[None]:
-        """Within, an interrupt is left to the processes that get it too (it goes to the whole process group)."""
+        """Within, an interrupt is left to the others in the process group, who get it too."""
         self.disarm()
         yield

@@ -1,4 +1,4 @@
-"""Turning a Python value into strict JSON: numpy and pandas scalars, dates, NaN, keys that are not strings."""
+"""Turning a Python value into strict JSON: numpy and pandas scalars, dates, NaN, other keys."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,9 @@ def clean_text(text: str) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """A copy of `value` made only of what JSON has. Raises TooLargeError, or TypeError for a type that has no form."""
+    """A copy of `value` made only of what JSON has. Raises TooLargeError, or TypeError for a type that has no
+    form.
+    """
     return _Converter().convert(value, 0)
 
 

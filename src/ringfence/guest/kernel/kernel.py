@@ -1,4 +1,5 @@
-"""A Python kernel: takes cells from the control channel and runs them in one IPython shell, one after the other.
+"""A Python kernel: takes cells from the control channel and runs them in one IPython shell, one after the
+other.
 
 Cells run in the main thread. While one without a top-level ``await`` runs, no event loop does, so
 ``asyncio.run`` works; between cells the kernel's own loop runs, so tasks that a cell left behind go on.
@@ -129,7 +130,9 @@ class Kernel:
                     os.environ[key] = value
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a cell with a top-level ``await``. When it is interrupted, nothing of it goes on in the background."""
+        """Run a cell with a top-level ``await``. When it is interrupted, nothing of it goes on in the
+        background.
+        """
         self._install_loop()
         task = self._loop.create_task(coroutine)
         try:
@@ -156,7 +159,9 @@ class Kernel:
         self._send({"event": "display", "data": bundle.fit(data), "main": main})
 
     def update(self, display_id: str, data: dict[str, Any]) -> None:
-        """Keep the newest version; it is shown once, at the end of the cell (E2B's clients cannot replace a result)."""
+        """Keep the newest version; it is shown once, at the end of the cell (E2B's clients cannot replace a
+        result).
+        """
         self._updates[display_id] = data
 
     def error(self, name: str, value: str, trace: str) -> None:

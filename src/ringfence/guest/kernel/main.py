@@ -1,4 +1,4 @@
-"""Starting a kernel in a process that is ready for it: after a fork, or after an exec of a fresh interpreter."""
+"""Starting a kernel in a process that is ready for it: after a fork or an exec."""
 
 import atexit
 import contextlib

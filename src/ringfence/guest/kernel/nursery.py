@@ -1,7 +1,7 @@
 """The nursery: a warmed process inside the sandbox that forks a kernel whenever the guest asks for one.
 
-It speaks JSON packets over a SEQPACKET socket; a request to fork carries the kernel's four descriptors. It is never
-spoken to by user code: kernels do not inherit the socket.
+It speaks JSON packets over a SEQPACKET socket; a request to fork carries the kernel's four descriptors. It is
+never spoken to by user code: kernels do not inherit the socket.
 """
 
 import array
@@ -22,7 +22,7 @@ _DESCRIPTORS = 4
 
 
 class Nursery:
-    """Forks kernels and says how they ended. `parent` is this process's pid, which kernels must not outlive."""
+    """Forks kernels and says how they ended."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock

@@ -1,4 +1,4 @@
-"""Which of the preloaded packages were changed on disk since, so that a forked kernel would run the old ones."""
+"""Which of the preloaded packages were changed on disk since, so that a fork would run the old ones."""
 
 import importlib.metadata
 import os
@@ -50,7 +50,9 @@ def _file(module: ModuleType) -> str | None:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Time of change and size. Not the inode: an overlay may number the same file differently in another mount."""
+    """Time of change and size. Not the inode: an overlay may number the same file differently in another
+    mount.
+    """
     try:
         status = os.stat(path)
     except OSError:

@@ -17,7 +17,7 @@ def show_plots(io: ModuleType) -> None:
     """Register our renderer with ``plotly.io`` and make it the default."""
     base: Any = __import__("plotly.io._base_renderers", fromlist=["ExternalRenderer"])
 
-    class Renderer(base.ExternalRenderer):  # type: ignore[misc]
+    class Renderer(base.ExternalRenderer):
         """Displays a figure as a MIME bundle."""
 
         def render(self, fig_dict: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import threading
 import warnings
 from typing import Any
 
-from . import main, nursery  # noqa: F401 - everything a kernel can need must be loaded before the fork
+from . import main as _main  # noqa: F401 - everything a kernel can need is loaded before the fork
 from .imports import when_imported
 from .plots import show_plots
 from .shell import KernelShell
@@ -20,10 +20,10 @@ INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 
 
 def preload(modules: list[str]) -> dict[str, Any]:
-    """Import `modules`, make the shell and prime first-use caches; then freeze what the garbage collector knows.
+    """Import `modules`, make the shell and prime first-use caches; then freeze what the collector knows.
 
-    Returns ``{"modules": [imported], "failed": {name: error}, "threads": n}``. A module that cannot be imported is no
-    reason to stop: it is only slower, or fails, when user code imports it. `threads` is 1 when all is well.
+    Returns ``{"modules": [imported], "failed": {name: error}, "threads": n}``. A module that cannot be
+    imported is no reason to stop: it is slower, or fails, when user code imports it. `threads` should be 1.
     """
     os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)
     shell = KernelShell.instance() if KernelShell.initialized() else KernelShell.make()
@@ -50,7 +50,9 @@ def preload(modules: list[str]) -> dict[str, Any]:
 
 
 def _threads() -> int:
-    """How many threads the kernel sees; a zygote's view of the root has no /proc of its own, then Python's count."""
+    """How many threads the kernel sees; a zygote's view of the root has no /proc of its own, then Python's
+    count.
+    """
     try:
         return len(os.listdir("/proc/self/task"))
     except FileNotFoundError:
@@ -127,8 +129,17 @@ def _loop(_shell: KernelShell) -> None:
     asyncio.set_event_loop(None)
 
 
+def _count_threads() -> int | None:
+    """Threads of this process; None where there is no ``/proc``."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return None
+
+
 def _stop_threads() -> None:
-    """End the workers of numeric libraries: they do so themselves before a fork, and start new ones when needed.
+    """End the workers of numeric libraries: they do so themselves before a fork, and start new ones when
+    needed.
 
     Namespaces can only be joined, and memory only be forked safely, by a process with one thread.
     """

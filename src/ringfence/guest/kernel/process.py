@@ -46,7 +46,7 @@ def set_dumpable(dumpable: bool) -> None:
 def take_descriptors(control: int, stdin: int, stdout: int, stderr: int) -> int:
     """Make the given descriptors the only ones of this process; returns where `control` is now.
 
-    It goes to a high number, out of the way of code that closes "all" of the low ones, and is not passed on by exec.
+    It goes to a high number, out of the way of code that closes "all" of the low ones.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     keep = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, min(_CONTROL_FD, soft - 1))
@@ -61,21 +61,31 @@ def take_descriptors(control: int, stdin: int, stdout: int, stderr: int) -> int:
 def become(identity: Identity, cwd: str, parent: int) -> None:
     """Take on `identity` and `cwd` in a session of its own, with no capability left unless it is root.
 
-    Raises OSError: the directory is missing, or the ids cannot be taken. The directory is entered first, because
-    the sandbox's root may enter any, as E2B's kernels do (``/root``).
+    Raises OSError: the directory is missing, or the ids cannot be taken. The directory is entered as whoever
+    may: root, so that ``/root`` works as on E2B, or else the user.
     """
     os.setsid()
     os.umask(0o022)
-    os.chdir(cwd)
+    inside = _enter(cwd)
     if os.geteuid() == 0 and (identity.uid != 0 or os.getgroups() != list(identity.groups)):
         _switch(identity)
     elif identity.uid != os.geteuid():
         raise PermissionError(f"cannot become uid {identity.uid}: this process is uid {os.geteuid()}")
+    if not inside:
+        os.chdir(cwd)
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     set_dumpable(True)
+
+
+def _enter(cwd: str) -> bool:
+    try:
+        os.chdir(cwd)
+    except PermissionError:
+        return False
+    return True
 
 
 def _switch(identity: Identity) -> None:

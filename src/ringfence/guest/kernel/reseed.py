@@ -1,7 +1,8 @@
 """What must differ between two kernels forked from one process: every source of randomness.
 
-Python's own ``random`` reseeds itself on ``os.fork``, but a raw ``clone`` knows nothing of that, and the pid, which
-several libraries take as the sign of a fork, may be equal in two sandboxes. So everything is reseeded by name.
+Python's own ``random`` reseeds itself on ``os.fork``, but a raw ``clone`` knows nothing of that, and the pid,
+which several libraries take as the sign of a fork, may be equal in two sandboxes. So everything is reseeded
+by name.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The IPython shell of a kernel: what it shows goes to a sink as MIME bundles and errors, not to a terminal."""
+"""The IPython shell of a kernel: what it shows goes to a sink, not to a terminal."""
 
 import fnmatch
 import importlib
@@ -25,7 +25,6 @@ from traitlets import Type
 from . import streams
 from .formatters import ResultJSONFormatter, add_formatters
 from .packages import Packages
-
 
 _IPYTHON = interactiveshell.__file__
 
@@ -89,7 +88,9 @@ class _Publisher(DisplayPublisher):
 
 
 class _Memory(dict[str, Any]):
-    """IPython's small database (bookmarks, ``%store``), which would otherwise be files in a profile directory."""
+    """IPython's small database (bookmarks, ``%store``), which would otherwise be files in a profile
+    directory.
+    """
 
     def __init__(self, _root: object = None) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class KernelShell(InteractiveShell):
 
     def init_ipython_dir(self, ipython_dir: str | None) -> None:
         """No directory: nothing of IPython's is kept in files."""
-        self.ipython_dir = os.path.join(os.sep, "tmp")
+        self.ipython_dir = "/tmp"  # noqa: S108 - never written to
 
     def init_profile_dir(self, profile_dir: Any) -> None:
         """No directory either."""
@@ -151,7 +152,9 @@ class KernelShell(InteractiveShell):
         """The interpreter already is the template's."""
 
     def enter_main(self) -> None:
-        """Make the user's namespace ``__main__``, so that pickle finds what cells define, and input() explain itself."""
+        """Make the user's namespace ``__main__``, so that pickle finds what cells define, and input() explain
+        itself.
+        """
         sys.modules["__main__"] = self.user_module
         self.user_ns["__name__"] = "__main__"
         vars(__import__("builtins"))["input"] = _no_input
@@ -161,7 +164,7 @@ class KernelShell(InteractiveShell):
     def use_loop(self, runner: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         """Run cells with a top-level ``await`` by `runner`."""
         self.loop_runner = runner
-        self.loop_runner_map = {**self.loop_runner_map, "asyncio": (runner, True)}
+        self.loop_runner_map: dict[str, Any] = {"asyncio": (runner, True)}
         self.autoawait = True
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
@@ -201,7 +204,7 @@ class KernelShell(InteractiveShell):
     def _note_changes(self) -> None:
         for change in self.packages.changes():
             print(
-                f"Note: {change}. This kernel goes on with what it has loaded; restart the context to use the new one.",
+                f"Note: {change}. This kernel keeps what it loaded; restart the context to change that.",
                 file=sys.stderr,
             )
 
@@ -224,7 +227,7 @@ def _has_group(error: BaseException | None) -> bool:
 
 
 def _drop_own_frames(tb: TracebackType | None) -> None:
-    """Cut a traceback where it enters this package for good: the user called something of ours that raises."""
+    """Cut a traceback where it enters this package for good: the user called what raises here."""
     own = os.path.dirname(__file__)
     last = None
     while tb is not None:

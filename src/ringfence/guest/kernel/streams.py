@@ -19,12 +19,11 @@ class Stream(io.TextIOWrapper):
         super().__init__(
             io.BufferedWriter(raw, 1 << 16), "utf-8", errors="backslashreplace", line_buffering=True
         )
-        self.mode = "w"
         self._label = name
         self._flushed = 0.0
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """``<stdout>`` or ``<stderr>``, as for a Python's own streams."""
         return self._label
 
