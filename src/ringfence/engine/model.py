@@ -6,7 +6,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Limits:
-    """What one sandbox may use. The kernel enforces these; see `isolation/cgroups.py` and `isolation/rlimits.py`.
+    """What one sandbox may use. The kernel enforces these; see `isolation/cgroups.py` and
+    `isolation/rlimits.py`.
 
     memory_mb: memory in MiB, anonymous, page tables, tmpfs and socket buffers together; there is no swap.
     cpus: processor time, in processors (1.5 is one and a half).
@@ -57,7 +58,10 @@ class Template:
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """A request for one sandbox. `access_token` guards envd inside; None leaves it open to whoever can reach it."""
+    """A request for one sandbox.
+
+    `access_token` guards envd inside; None leaves it open to whoever can reach it.
+    """
 
     sandbox_id: str
     template: str
@@ -71,7 +75,8 @@ class Sandbox:
     """A running sandbox, as the engine knows it. All paths are the host's.
 
     http_socket: Unix socket on which the guest serves envd and the code interpreter.
-    tunnel_socket: Unix socket that reaches any TCP port on the sandbox's loopback (see `ringfence.guest.tunnel`).
+    tunnel_socket: Unix socket that reaches any TCP port on the sandbox's loopback (see
+        `ringfence.guest.tunnel`).
     started_at: seconds since the epoch.
     pid: the host's pid of the sandbox's PID 1.
     """
@@ -87,7 +92,10 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a sandbox ended: `reason` is ``killed`` (asked for), ``oom``, ``exited`` or ``signal``; `detail` is a sentence."""
+    """How a sandbox ended.
+
+    `reason` is ``killed`` (asked for), ``oom``, ``exited`` or ``signal``; `detail` is a sentence.
+    """
 
     sandbox_id: str
     reason: str

@@ -1,0 +1,207 @@
+"""The engine: sandboxes on this machine. It holds no privilege; what needs any is asked of the launcher."""
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ringfence.core.errors import LimitError, SandboxNotFoundError, TemplateError
+from ringfence.engine.isolation_report import IsolationReport
+from ringfence.engine.link import LauncherLink
+from ringfence.engine.model import Exit, Limits, Sandbox, SandboxSpec, Stats, Template
+from ringfence.engine.settings import EngineSettings
+from ringfence.engine.templates.build import ensure_template
+
+Progress = Callable[[str], None]
+_HOSTNAME = "sandbox"
+
+
+class Engine:
+    """Creates, watches and kills sandboxes. Made by `start`; all methods belong to one event loop."""
+
+    def __init__(self, settings: EngineSettings, link: LauncherLink, runtime_dir: Path) -> None:
+        self._settings = settings
+        self._link = link
+        self._runtime_dir = runtime_dir
+        self._templates: dict[str, Template] = {}
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._starting: set[str] = set()
+        self._exit_listeners: list[Callable[[Exit], None]] = []
+        self._isolation = IsolationReport.from_launcher([])
+        link.on_event = self._on_event
+
+    @classmethod
+    async def start(cls, settings: EngineSettings, progress: Progress = lambda _: None) -> "Engine":
+        """Build what is missing, start the launcher and warm the templates.
+
+        Raises UnsupportedHostError (with a remedy) when this machine cannot isolate, TemplateError when a
+        template cannot be built or warmed.
+        """
+        templates = []
+        for name in settings.templates:
+            templates.append(await asyncio.to_thread(ensure_template, name, settings.cache_dir, progress))
+        runtime_dir = settings.runtime_dir or Path(
+            tempfile.mkdtemp(prefix="ringfence-", dir=_runtime_parent())
+        )
+        runtime_dir.mkdir(mode=0o700, exist_ok=True)
+        link = await LauncherLink.start()
+        engine = cls(settings, link, runtime_dir)
+        try:
+            await engine._greet()
+            for template in templates:
+                progress(f"warming template {template.name}")
+                await engine._warm(template)
+        except BaseException:
+            await engine.aclose()
+            raise
+        return engine
+
+    async def _greet(self) -> None:
+        answer = await self._link.call(
+            "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug
+        )
+        self._isolation = IsolationReport.from_launcher(answer["isolation"])
+
+    async def _warm(self, template: Template) -> None:
+        description = {
+            "name": template.name,
+            "layers": _layers(template),
+            "python": template.python,
+            "preload": list(template.preload),
+            "env": template.env,
+        }
+        answer = await self._link.call("warm", template=description)
+        self._templates[template.name] = template
+        self._reports[template.name] = answer["report"]
+        failed = answer["report"].get("failed") or {}
+        if failed:
+            raise TemplateError(f"template {template.name!r} cannot import {failed}")
+
+    async def aclose(self) -> None:
+        """Kill every sandbox, end the launcher, remove the runtime directory."""
+        await self._link.aclose()
+        self._sandboxes.clear()
+        await asyncio.to_thread(shutil.rmtree, self._runtime_dir, ignore_errors=True)
+
+    @property
+    def templates(self) -> Mapping[str, Template]:
+        """Warmed templates by name."""
+        return self._templates
+
+    @property
+    def isolation(self) -> IsolationReport:
+        """The layers of isolation and whether each is in force."""
+        return self._isolation
+
+    def get(self, sandbox_id: str) -> Sandbox | None:
+        """The running sandbox with this id."""
+        return self._sandboxes.get(sandbox_id)
+
+    def add_exit_listener(self, listener: Callable[[Exit], None]) -> None:
+        """Call `listener` at the end of every sandbox, however it came."""
+        self._exit_listeners.append(listener)
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Start a sandbox; it serves when this returns.
+
+        Raises TemplateError (unknown template), LimitError (over the ceiling, or too many sandboxes),
+        SandboxStartError.
+        """
+        template = self._templates.get(spec.template)
+        if template is None:
+            known = ", ".join(sorted(self._templates))
+            raise TemplateError(f"there is no template {spec.template!r}; this engine has: {known}")
+        limits = spec.limits or template.limits
+        self._check_limits(limits)
+        if len(self._sandboxes) + len(self._starting) >= self._settings.max_sandboxes:
+            raise LimitError(
+                f"{self._settings.max_sandboxes} sandboxes are alive, the most this engine allows"
+            )
+        self._starting.add(spec.sandbox_id)
+        started_at = time.time()
+        try:
+            answer = await self._link.call("create", **self._birth(spec, template, limits))
+        finally:
+            self._starting.discard(spec.sandbox_id)
+        directory = self._runtime_dir / spec.sandbox_id
+        sandbox = Sandbox(
+            spec.sandbox_id, template, limits, directory / "http.sock", directory / "tunnel.sock", started_at,
+            answer["pid"],
+        )  # fmt: skip
+        self._sandboxes[spec.sandbox_id] = sandbox
+        return sandbox
+
+    def _birth(self, spec: SandboxSpec, template: Template, limits: Limits) -> dict[str, Any]:
+        guest = {
+            "sandbox_id": spec.sandbox_id,
+            "template_id": template.template_id,
+            "access_token": spec.access_token,
+            "env": {**template.env, **spec.env},
+            "default_user": template.default_user,
+            "default_workdir": template.default_workdir,
+            "memory_bytes": limits.memory_mb << 20,
+            "disk_bytes": limits.disk_mb << 20,
+            "cpus": limits.cpus,
+            "python": template.python,
+        }
+        return {
+            "id": spec.sandbox_id,
+            "template": template.name,
+            "limits": dataclasses.asdict(limits),
+            "guest": guest,
+            "hostname": _HOSTNAME,
+        }
+
+    def _check_limits(self, limits: Limits) -> None:
+        for field in dataclasses.fields(Limits):
+            asked, most = getattr(limits, field.name), getattr(self._settings.ceiling, field.name)
+            if asked > most:
+                raise LimitError(f"{field.name} {asked} is over this engine's ceiling of {most}")
+            if asked <= 0:
+                raise LimitError(f"{field.name} must be above zero, not {asked}")
+
+    async def kill(self, sandbox_id: str) -> bool:
+        """Kill a sandbox; whether there was one. When this returns nothing of it is left."""
+        answer = await self._link.call("kill", id=sandbox_id)
+        return bool(answer["existed"])
+
+    async def stats(self, sandbox_id: str) -> Stats:
+        """What a sandbox uses now. Raises SandboxNotFoundError."""
+        if sandbox_id not in self._sandboxes:
+            raise SandboxNotFoundError(f"there is no sandbox {sandbox_id}")
+        answer = await self._link.call("stats", id=sandbox_id)
+        return Stats(**answer["stats"])
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "exit":
+            self._sandboxes.pop(event["id"], None)
+            self._tell(Exit(event["id"], event["reason"], event["detail"]))
+        elif event.get("event") == "launcher-died":
+            for sandbox_id in list(self._sandboxes):
+                del self._sandboxes[sandbox_id]
+                self._tell(Exit(sandbox_id, "exited", "the launcher died, and every sandbox with it"))
+
+    def _tell(self, exit_: Exit) -> None:
+        for listener in self._exit_listeners:
+            listener(exit_)
+
+
+def _layers(template: Template) -> list[dict[str, Any]]:
+    return [
+        {"target": layer.target, "lowers": [str(path) for path in layer.lowers]} for layer in template.layers
+    ]
+
+
+def _runtime_parent() -> str:
+    """A short directory of ours for Unix sockets, whose paths may have 107 bytes at most (unix(7))."""
+    candidates = ["/run"] if os.geteuid() == 0 else [os.environ.get("XDG_RUNTIME_DIR", "")]
+    for candidate in candidates:
+        if candidate and len(candidate) < 40 and Path(candidate).is_dir() and os.access(candidate, os.W_OK):
+            return candidate
+    return "/tmp"  # noqa: S108

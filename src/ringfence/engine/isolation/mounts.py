@@ -1,0 +1,212 @@
+"""A sandbox's file tree, built in its own mount namespace.
+
+Each layer of the template becomes an overlay: the template's directories below, read-only, and above them one
+tmpfs that is limited in size and inodes and holds everything the sandbox writes, ``/tmp`` and ``/dev/shm``
+included. An overlay, not a read-only bind, because a bind shares inodes: a sandbox would see its neighbours'
+file accesses through inotify(7) and could block them with flock(2).
+
+The lower directories come in as detached, id-mapped mounts (mount_setattr(2)), so that files of the host's
+uid 0 appear as the sandbox's own root's, though neither is host root. They are cloned before the user
+namespace is entered, because only then the caller may see and map them; everything after needs no privilege
+outside.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from . import linux
+
+# Every Linux has /tmp, and the mount namespace is private: nothing is ever visible there outside of it.
+_STAGE = "/tmp"  # noqa: S108
+_ROOT = f"{_STAGE}/root"
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+MAX_PTYS = 64
+_LOCKED = linux.MS_NOSUID | linux.MS_NODEV
+
+
+@dataclass(frozen=True)
+class LayerPaths:
+    """One overlay: `lowers` are host directories, topmost first, shown at `target`."""
+
+    target: str
+    lowers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RootPlan:
+    """What to build. Sizes in bytes; ids as seen from the template namespace.
+
+    memory, cpus: what the generated files of /proc say the machine has.
+    writable: false gives the zygote's view, where nothing but a small /tmp can be written.
+    own_pids: whether the caller is in a PID namespace of its own and so may mount a /proc of it.
+    code: files (path to contents) put on a tmpfs on /run, for the zygote's view.
+    """
+
+    layers: tuple[LayerPaths, ...]
+    size: int
+    inodes: int
+    root_id: int
+    memory: int
+    cpus: float
+    writable: bool = True
+    own_pids: bool = True
+    code: dict[str, bytes] = field(default_factory=dict)
+
+
+def clone_lowers(layers: Sequence[LayerPaths], idmap_fd: int | None) -> list[list[int]]:
+    """Detached copies of all lower mounts, id-mapped when `idmap_fd`, a user namespace, is given."""
+    return [[_clone(path, idmap_fd) for path in layer.lowers] for layer in layers]
+
+
+def _clone(path: str, idmap_fd: int | None) -> int:
+    fd = linux.open_tree(linux.AT_FDCWD, path, linux.OPEN_TREE_CLONE)
+    flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+    if idmap_fd is None:
+        linux.mount_setattr(fd, attr_set=flags)
+    else:
+        linux.mount_setattr(fd, attr_set=flags | linux.MOUNT_ATTR_IDMAP, userns_fd=idmap_fd)
+    return fd
+
+
+def assemble(plan: RootPlan, trees: list[list[int]]) -> None:
+    """Build the tree in this process's (new) mount namespace and make it the root.
+
+    The cloned `trees` are used up.
+    """
+    os.umask(0o022)
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    options = f"size={plan.size},nr_inodes={plan.inodes},mode=755,uid={plan.root_id},gid={plan.root_id}"
+    linux.mount("tmpfs", _STAGE, "tmpfs", _LOCKED, options)
+    for name in ("root", "empty", "shm"):
+        os.mkdir(f"{_STAGE}/{name}")
+    for number, (layer, fds) in enumerate(zip(plan.layers, trees, strict=True)):
+        _overlay(plan, number, layer, fds)
+    _mount_dev(plan)
+    _mount_proc(plan)
+    if not plan.writable:
+        # Packages want a home and a temporary directory for their caches; nothing of these is seen in a
+        # sandbox.
+        for directory in ("/tmp", "/run", "/home/user"):  # noqa: S108
+            linux.mount("tmpfs", _ROOT + directory, "tmpfs", _LOCKED, "size=64m,nr_inodes=4096,mode=755")
+        for path, contents in plan.code.items():
+            _write(_ROOT + path, contents)
+    _pivot()
+
+
+def _overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int]) -> None:
+    lowers = []
+    for position, fd in enumerate(fds):
+        lower = f"{_STAGE}/l{number}.{position}"
+        os.mkdir(lower)
+        linux.move_mount(fd, "", linux.AT_FDCWD, lower)
+        os.close(fd)
+        lowers.append(lower)
+    options = "userxattr,lowerdir=" + ":".join(lowers)
+    flags = _LOCKED
+    if plan.writable:
+        options += f",upperdir={_make_upper(plan, number, lowers[0])},workdir={_STAGE}/w{number}"
+        os.mkdir(f"{_STAGE}/w{number}")
+    else:
+        options += f":{_STAGE}/empty"  # an overlay without an upper layer wants two lower ones
+        flags |= linux.MS_RDONLY
+    linux.mount("overlay", _ROOT + layer.target.rstrip("/"), "overlay", flags, options)
+
+
+def _make_upper(plan: RootPlan, number: int, lower: str) -> str:
+    # The merged directory has the upper one's owner and mode.
+    upper = f"{_STAGE}/u{number}"
+    like = os.stat(lower)
+    os.mkdir(upper)
+    try:
+        os.chown(upper, like.st_uid, like.st_gid)
+    except OSError:  # an ordinary user's engine: the host's root has no id in here
+        os.chown(upper, plan.root_id, plan.root_id)
+    os.chmod(upper, stat.S_IMODE(like.st_mode))
+    return upper
+
+
+def _mount_dev(plan: RootPlan) -> None:
+    dev = f"{_ROOT}/dev"
+    options = f"size=64k,nr_inodes=64,mode=755,uid={plan.root_id},gid={plan.root_id}"
+    linux.mount("tmpfs", dev, "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, options)
+    for name in _DEVICES:
+        os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
+        linux.mount(f"/dev/{name}", f"{dev}/{name}", None, linux.MS_BIND)
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, f"{dev}/{name}")
+    os.mkdir(f"{dev}/pts")
+    pts = f"newinstance,ptmxmode=0666,mode=620,max={MAX_PTYS}"
+    linux.mount("devpts", f"{dev}/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, pts)
+    os.mkdir(f"{dev}/shm")
+    os.chmod(f"{_STAGE}/shm", 0o1777)
+    linux.mount(f"{_STAGE}/shm", f"{dev}/shm", None, linux.MS_BIND)
+
+
+def _mount_proc(plan: RootPlan) -> None:
+    proc = f"{_ROOT}/proc"
+    if plan.own_pids:
+        options = "hidepid=invisible"
+        flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+        linux.mount("proc", proc, "proc", flags, options)
+        _open_low_ports(proc)
+        _mask(proc, {})
+        linux.mount(None, proc, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags)
+        return
+    linux.mount("tmpfs", proc, "tmpfs", _LOCKED, "size=1m,nr_inodes=256,mode=755")
+    for name, contents in {}.items():
+        if contents is not None:
+            _write(f"{proc}/{name}", contents)
+
+
+def _open_low_ports(proc: str) -> None:
+    # The sandbox's root has no capability over its network namespace, and port 80 of a lone loopback needs no
+    # guard.
+    for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 65535")):
+        path = f"{proc}/sys/net/ipv4/{name}"
+        if os.path.exists(path):
+            try:
+                _write(path, value.encode())
+            except OSError:
+                if name == "ip_unprivileged_port_start":
+                    raise
+
+
+def _mask(proc: str, masks: dict[str, bytes | None]) -> None:
+    """Cover entries of /proc.
+
+    Nothing hostile runs in this mount namespace yet, so there is no race to lose.
+    """
+    os.mkdir(f"{_STAGE}/masks")
+    hidden_dir = f"{_STAGE}/masks/empty"
+    os.mkdir(hidden_dir, 0o555)
+    for number, (name, contents) in enumerate(masks.items()):
+        target = f"{proc}/{name}"
+        if contents is not None:
+            cover = f"{_STAGE}/masks/{number}"
+            _write(cover, contents)
+            os.chmod(cover, 0o444)
+        else:
+            cover = hidden_dir if os.path.isdir(target) else f"{_ROOT}/dev/null"
+        linux.mount(cover, target, None, linux.MS_BIND)
+
+
+def _write(path: str, contents: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(contents)
+
+
+def _pivot() -> None:
+    os.chdir(_ROOT)
+    linux.pivot_root(".", ".")  # the old root now lies on top of the new one
+    linux.umount(".", linux.MNT_DETACH)
+    os.chdir("/")

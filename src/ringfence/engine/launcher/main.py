@@ -1,0 +1,196 @@
+"""The launcher's loop: a few verbs from the engine, and the births and deaths of its children.
+
+Single-threaded and synchronous, because it forks and because a reader should be able to hold it in mind. It
+ends when the engine's end of the channel closes, and everything it started ends with it.
+
+- ``hello`` (runtime_dir, debug): what of isolation is in force;
+- ``warm`` (template): the report of the preload, when the template's zygote is warm;
+- ``create`` (id, template, limits, guest, hostname): its pid, when the guest is about to serve;
+- ``kill`` (id): whether it existed, when nothing is left of it;
+- ``stats`` (id): memory, processor and process counts.
+
+A refused request is answered with ``error`` and ``kind``; the end of a sandbox is announced as the event
+``exit``.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+from typing import Any
+
+from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
+from ringfence.engine.isolation import linux, seccomp
+from ringfence.engine.launcher.host import Host
+from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
+from ringfence.engine.launcher.sandboxes import Sandboxes
+from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
+from ringfence.engine.zygote import channel
+
+_FIRST_SLOTS = 4
+
+
+class Launcher:
+    """Owns the zygotes and the sandboxes."""
+
+    def __init__(self, engine: socket.socket) -> None:
+        self._engine = engine
+        self._selector = selectors.DefaultSelector()
+        self._templates: dict[str, TemplateRecord] = {}
+        self._program = seccomp.build()
+        self._host: Host | None = None
+        self._sandboxes: Sandboxes | None = None
+        self._guest_pid = 0
+
+    def run(self) -> None:
+        """Serve until the engine goes away, then end every child."""
+        wakeup_r, wakeup_w = socket.socketpair()
+        for end in (wakeup_r, wakeup_w):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wakeup_w.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(self._engine, selectors.EVENT_READ, self._on_engine)
+        self._selector.register(wakeup_r, selectors.EVENT_READ, lambda: self._on_child(wakeup_r))
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    key.data()
+        except channel.ChannelClosedError:
+            pass
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._sandboxes is not None:
+            self._sandboxes.kill_all()
+        for pid in [self._guest_pid, *(template.zygote_pid for template in self._templates.values())]:
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        while True:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                break
+        if self._host is not None:
+            self._host.cgroups.remove()
+
+    def _reply(self, request_id: int, **answer: Any) -> None:
+        channel.send(self._engine, {"reply": request_id, **answer})
+
+    def _on_engine(self) -> None:
+        request, fds = channel.receive(self._engine)
+        channel.close_all(fds)
+        request_id = request["request"]
+        try:
+            handler = getattr(self, "_verb_" + request["verb"])
+            handler(request_id, request)
+        except (RingfenceError, OSError, ValueError, KeyError) as error:
+            kind = type(error).__name__ if isinstance(error, RingfenceError) else "LauncherError"
+            self._reply(request_id, error=str(error), kind=kind)
+
+    def _verb_hello(self, request_id: int, request: dict[str, Any]) -> None:
+        self._host = Host.prepare(debug=request["debug"])
+        self._guest_pid, guest = start_guest_zygote()
+        self._sandboxes = Sandboxes(
+            self._host, request["runtime_dir"], guest, self._selector, self._reply, self._announce
+        )
+        self._reply(request_id, isolation=self._host.report())
+
+    def _announce(self, event: dict[str, Any]) -> None:
+        channel.send(self._engine, event)
+
+    def _ready_host(self) -> tuple[Host, Sandboxes]:
+        if self._host is None or self._sandboxes is None:
+            raise LauncherError("hello must come first")
+        return self._host, self._sandboxes
+
+    def _verb_warm(self, request_id: int, request: dict[str, Any]) -> None:
+        host, _ = self._ready_host()
+        description = request["template"]
+        name = description["name"]
+        if name in self._templates:
+            raise LauncherError(f"template {name!r} is warm already")
+        namespace_fd = host.create_template_namespace(len(self._templates))
+        pid, zygote = start_kernel_zygote(description, namespace_fd, host.idmap, self._program)
+        record = TemplateRecord(name, description, host.ids, namespace_fd, pid, zygote, request_id)
+        record.make_slots(_FIRST_SLOTS)
+        self._templates[name] = record
+        channel.send(zygote, {"preload": description["preload"]})
+        self._selector.register(zygote, selectors.EVENT_READ, lambda: self._on_zygote(record))
+
+    def _on_zygote(self, record: TemplateRecord) -> None:
+        try:
+            message, _ = channel.receive(record.zygote)
+        except channel.ChannelClosedError:
+            self._selector.unregister(record.zygote)
+            if record.warm_request is not None:
+                text = f"the kernel zygote of template {record.name!r} died while it was warming up"
+                self._reply(record.warm_request, error=text, kind="TemplateError")
+                del self._templates[record.name]
+            return
+        record.report = message["report"]
+        if record.warm_request is not None:
+            self._reply(record.warm_request, report=record.report)
+            record.warm_request = None
+
+    def _verb_create(self, request_id: int, request: dict[str, Any]) -> None:
+        _, sandboxes = self._ready_host()
+        template = self._templates.get(request["template"])
+        if template is None:
+            raise LauncherError(f"template {request['template']!r} is not warm")
+        sandboxes.create(request_id, request, template)
+
+    def _verb_kill(self, request_id: int, request: dict[str, Any]) -> None:
+        _, sandboxes = self._ready_host()
+        sandboxes.kill(request_id, request["id"])
+
+    def _verb_stats(self, request_id: int, request: dict[str, Any]) -> None:
+        record = self._record(request["id"])
+        self._reply(request_id, stats=vars(record.cgroup.stats()))
+
+    def _record(self, sandbox_id: str) -> SandboxRecord:
+        _, sandboxes = self._ready_host()
+        record = sandboxes.get(sandbox_id)
+        if record is None:
+            raise SandboxNotFoundError(f"there is no sandbox {sandbox_id}")
+        return record
+
+    def _on_child(self, wakeup: socket.socket) -> None:
+        wakeup.recv(4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self._sandboxes is not None:
+                self._sandboxes.child_ended(pid, status)
+            self._zygote_ended(pid)
+
+    def _zygote_ended(self, pid: int) -> None:
+        # Without zygotes nothing new can start: better to end, loudly, than to serve half.
+        if pid == self._guest_pid:
+            raise LauncherError("the guest zygote died")
+        for template in self._templates.values():
+            if template.zygote_pid == pid and template.warm_request is None:
+                raise LauncherError(f"the kernel zygote of template {template.name!r} died")
+
+
+def main() -> None:
+    """Entry point; argv[1] is the descriptor of the channel to the engine."""
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the engine decides when to end
+    os.umask(0o022)
+    try:
+        Launcher(socket.socket(fileno=int(sys.argv[1]))).run()
+    except RingfenceError as error:
+        sys.exit(f"ringfence launcher: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the launcher keeps of each template and each sandbox."""
+
+import os
+import shutil
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ringfence.core.errors import LimitError
+from ringfence.engine.isolation import userns
+from ringfence.engine.isolation.cgroups import Cgroup
+
+
+@dataclass
+class TemplateRecord:
+    """A template in service: its user namespace, its kernel zygote and the slots (ids) of its sandboxes."""
+
+    name: str
+    description: dict[str, Any]
+    plan: userns.IdPlan
+    namespace_fd: int
+    zygote_pid: int
+    zygote: socket.socket
+    warm_request: int | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+    _free: deque[tuple[int, int]] = field(default_factory=deque)
+    _made: int = 0
+
+    def take_slot(self) -> tuple[int, int]:
+        """A free slot: its number and its user namespace. A slot is used by one live sandbox at a time."""
+        if not self._free:
+            self.make_slots(1)
+        return self._free.popleft()
+
+    def make_slots(self, count: int) -> None:
+        """Create `count` more slots; LimitError when the template's id range is used up."""
+        for _ in range(count):
+            if self._made >= userns.SLOTS:
+                raise LimitError(f"template {self.name!r} has {userns.SLOTS} sandboxes, the most it can have")
+            slot = self._made + 1
+            fd = userns.create(self.plan.slot_maps(slot), self.namespace_fd)
+            self._made = slot
+            self._free.append((slot, fd))
+
+    def give_slot(self, slot: int, fd: int) -> None:
+        """Return a slot; only when no process of it is left."""
+        self._free.append((slot, fd))
+
+
+@dataclass
+class SandboxRecord:
+    """A sandbox from the request until its last trace is removed."""
+
+    sandbox_id: str
+    template: TemplateRecord
+    slot: int
+    slot_fd: int
+    cgroup: Cgroup
+    directory: Path
+    report: socket.socket
+    nursery_end: socket.socket | None
+    create_request: int | None
+    kill_requests: list[int] = field(default_factory=list)
+    pid: int = 0
+    pidfd: int = -1
+    namespaces: list[int] = field(default_factory=list)
+    ready: bool = False
+    killed: bool = False
+    error: str = ""
+    limits: dict[str, Any] = field(default_factory=dict)
+
+    def release(self) -> None:
+        """Remove what is left of it on the host.
+
+        Sockets, directory, cgroups, descriptors. Its processes are gone.
+        """
+        self.report.close()
+        if self.nursery_end is not None:
+            self.nursery_end.close()
+        for fd in [*self.namespaces, *([self.pidfd] if self.pidfd >= 0 else [])]:
+            os.close(fd)
+        self.namespaces.clear()
+        self.pidfd = -1
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.cgroup.remove()
+        self.template.give_slot(self.slot, self.slot_fd)

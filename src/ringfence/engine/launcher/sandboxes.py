@@ -1,0 +1,248 @@
+"""The life of sandboxes, from the launcher's side: create, watch, kill, and leave nothing behind."""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ringfence.core.errors import LimitError
+from ringfence.engine.isolation import linux
+from ringfence.engine.launcher.host import Host
+from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
+from ringfence.engine.zygote import channel
+
+Reply = Callable[..., None]
+Announce = Callable[[dict[str, Any]], None]
+MAX_ERROR = 2000
+
+
+class Sandboxes:
+    """All sandboxes of one launcher."""
+
+    def __init__(
+        self,
+        host: Host,
+        runtime_dir: str,
+        guest_zygote: socket.socket,
+        selector: selectors.BaseSelector,
+        reply: Reply,
+        announce: Announce,
+    ) -> None:
+        self._host = host
+        self._runtime_dir = Path(runtime_dir)
+        self._zygote = guest_zygote
+        self._selector = selector
+        self._reply = reply
+        self._announce = announce
+        self._by_id: dict[str, SandboxRecord] = {}
+        self._by_pid: dict[int, SandboxRecord] = {}
+
+    def get(self, sandbox_id: str) -> SandboxRecord | None:
+        """The sandbox with this id, if there is one."""
+        return self._by_id.get(sandbox_id)
+
+    def create(self, request_id: int, request: dict[str, Any], template: TemplateRecord) -> None:
+        """Ask the zygote for a sandbox; the answer goes out when its guest is ready or has failed."""
+        sandbox_id = request["id"]
+        if sandbox_id in self._by_id:
+            raise LimitError(f"sandbox {sandbox_id} exists already")
+        slot, slot_fd = template.take_slot()
+        directory = self._runtime_dir / sandbox_id
+        directory.mkdir(mode=0o700)
+        http, tunnel = _listen(directory / "http.sock"), _listen(directory / "tunnel.sock")
+        report, report_end = channel.pair()
+        guest_end, nursery_end = channel.pair()
+        cgroup = self._host.cgroups.create(sandbox_id, request["limits"])
+        record = SandboxRecord(
+            sandbox_id, template, slot, slot_fd, cgroup, directory, report, nursery_end, request_id,
+            limits=request["limits"],
+        )  # fmt: skip
+        self._by_id[sandbox_id] = record
+        procs = cgroup.procs_fds()
+        counters = cgroup.counter_fds()
+        sent = [report_end, http, tunnel, guest_end]
+        fds = [
+            report_end.fileno(),
+            template.namespace_fd,
+            slot_fd,
+            http.fileno(),
+            tunnel.fileno(),
+            guest_end.fileno(),
+        ]
+        try:
+            channel.send(self._zygote, self._birth(request, record, len(counters)), [*fds, *counters, *procs])
+        finally:
+            for end in sent:
+                end.close()
+            channel.close_all([*procs, *counters])
+        self._selector.register(report, selectors.EVENT_READ, lambda: self._on_report(record))
+
+    def _birth(self, request: dict[str, Any], record: SandboxRecord, counters: int) -> dict[str, Any]:
+        limits = request["limits"]
+        plan = record.template.plan
+        return {
+            "guest": {**request["guest"], "single_id": plan.single},
+            "hostname": request["hostname"],
+            "single_id": plan.single,
+            "idmap": self._host.idmap,
+            "debug": self._host.debug,
+            "counters": counters,
+            "limits": limits,
+            "root": {
+                "layers": record.template.description["layers"],
+                "size": limits["disk_mb"] << 20,
+                "inodes": limits["inodes"],
+                "root_id": plan.owner_in_template(record.slot, 0),
+                "memory": limits["memory_mb"] << 20,
+                "cpus": limits["cpus"],
+            },
+        }
+
+    def _on_report(self, record: SandboxRecord) -> None:
+        try:
+            message, fds = channel.receive(record.report)
+        except channel.ChannelClosedError:
+            self._selector.unregister(record.report)
+            if record.pid == 0:
+                self._failed(record, record.error or "the fork of the sandbox died")
+            return
+        if "pid" in message:
+            record.pid = message["pid"]
+            record.pidfd = linux.pidfd_open(record.pid)
+            record.namespaces = fds
+            self._by_pid[record.pid] = record
+            if record.killed:
+                self._kill(record)
+        elif "error" in message:
+            record.error = str(message["error"])[:MAX_ERROR]
+            if self._host.debug:
+                os.write(2, str(message.get("trace", "")).encode())
+        elif "ready" in message:
+            self._born(record)
+
+    def _born(self, record: SandboxRecord) -> None:
+        record.ready = True
+        if record.create_request is not None:
+            self._reply(record.create_request, pid=record.pid)
+            record.create_request = None
+        self._send_nursery(record)
+
+    def _send_nursery(self, record: SandboxRecord) -> None:
+        """Ask the kernel zygote for the sandbox's nursery: the process that will fork its Python kernels."""
+        if record.nursery_end is None:
+            return
+        procs = record.cgroup.procs_fds()
+        request = {
+            "namespaces": len(record.namespaces),
+            "single_id": record.template.plan.single,
+            "limits": record.limits,
+            "debug": self._host.debug,
+        }
+        fds = [*record.namespaces, record.slot_fd, record.nursery_end.fileno(), *procs]
+        try:
+            channel.send(record.template.zygote, request, fds)
+        finally:
+            channel.close_all([*procs, *record.namespaces])
+            record.namespaces.clear()
+            record.nursery_end.close()
+            record.nursery_end = None
+
+    def kill(self, request_id: int, sandbox_id: str) -> None:
+        """Kill a sandbox; answered when its last process is reaped and its traces are removed."""
+        record = self._by_id.get(sandbox_id)
+        if record is None:
+            self._reply(request_id, existed=False)
+            return
+        record.kill_requests.append(request_id)
+        self._kill(record)
+
+    def _kill(self, record: SandboxRecord) -> None:
+        record.killed = True
+        if record.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                linux.pidfd_send_signal(record.pidfd, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """Kill every sandbox and wait until nothing of them is left."""
+        for record in list(self._by_id.values()):
+            if record.pidfd >= 0:
+                self._kill(record)
+            else:
+                record.cgroup.kill()
+        while self._by_pid:
+            pid, status = os.waitpid(-1, 0)
+            self.child_ended(pid, status)
+        for record in list(self._by_id.values()):
+            record.cgroup.kill()
+            self._forget(record)
+
+    def child_ended(self, pid: int, status: int) -> None:
+        """Note the end of a child.
+
+        A PID 1's end is its sandbox's, because the kernel has killed the rest by then.
+        """
+        record = self._by_pid.pop(pid, None)
+        if record is None:
+            return
+        if not record.ready:
+            self._drain_report(record)
+            self._failed(record, record.error or f"PID 1 of the sandbox ended with {_how(status)}")
+            return
+        oom = record.cgroup.oom_kills() > 0
+        self._forget(record)
+        if record.killed:
+            reason, detail = "killed", "the sandbox was killed"
+        elif oom:
+            reason, detail = "oom", f"the memory limit of {record.limits['memory_mb']} MiB was reached"
+        else:
+            reason, detail = "exited", f"PID 1 of the sandbox ended with {_how(status)}"
+        self._announce({"event": "exit", "id": record.sandbox_id, "reason": reason, "detail": detail})
+        for request_id in record.kill_requests:
+            self._reply(request_id, existed=True)
+
+    def _drain_report(self, record: SandboxRecord) -> None:
+        if record.error:
+            return
+        record.report.setblocking(False)
+        try:
+            message, fds = channel.receive(record.report)
+            channel.close_all(fds)
+            record.error = str(message.get("error", ""))[:MAX_ERROR]
+        except (channel.ChannelClosedError, BlockingIOError, ValueError):
+            return
+
+    def _failed(self, record: SandboxRecord, message: str) -> None:
+        if record.sandbox_id not in self._by_id:
+            return
+        record.cgroup.kill()
+        self._forget(record)
+        if record.create_request is not None:
+            self._reply(record.create_request, error=message, kind="SandboxStartError")
+            record.create_request = None
+        for request_id in record.kill_requests:
+            self._reply(request_id, existed=True)
+
+    def _forget(self, record: SandboxRecord) -> None:
+        if record.report.fileno() >= 0 and record.report in self._selector.get_map():
+            self._selector.unregister(record.report)
+        self._by_id.pop(record.sandbox_id, None)
+        self._by_pid.pop(record.pid, None)
+        record.release()
+
+
+def _listen(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(str(path))
+    server.listen(512)
+    return server
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"exit status {code}"

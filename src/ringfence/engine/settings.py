@@ -1,0 +1,37 @@
+"""What an engine is started with."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from ringfence.engine.model import Limits
+
+
+def default_cache_dir() -> Path:
+    """Where built templates are kept: ``$RINGFENCE_CACHE_DIR``, else the user's cache directory."""
+    return Path(os.environ.get("RINGFENCE_CACHE_DIR") or user_cache_path("ringfence"))
+
+
+_CEILING = Limits(memory_mb=16384, cpus=64, pids=4096, disk_mb=8192, inodes=1_000_000, open_files=65536)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Settings of an engine.
+
+    templates: names of the templates to warm at the start.
+    cache_dir: where built templates are kept, between engines too.
+    runtime_dir: for sockets, removed at the end; None: a fresh directory in a short place.
+    ceiling: the most any one sandbox may ask for.
+    max_sandboxes: how many may live at once.
+    debug: let guests and zygotes write their trouble to standard error.
+    """
+
+    templates: tuple[str, ...] = ("base", "code-interpreter-v1")
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    runtime_dir: Path | None = None
+    ceiling: Limits = _CEILING
+    max_sandboxes: int = 200
+    debug: bool = False

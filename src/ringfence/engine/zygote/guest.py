@@ -1,0 +1,50 @@
+"""The guest zygote: our Python with the guest's code imported, which forks the PID 1 of each sandbox.
+
+It runs only our own code and stays single-threaded. What it forks gives up everything step by step (see
+`sandbox`).
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+
+from ringfence.engine.isolation import linux, seccomp
+from ringfence.engine.zygote import channel, sandbox
+
+
+def serve(requests: socket.socket) -> None:
+    """Fork a sandbox for each request until the launcher closes the channel.
+
+    A request carries the settings of one sandbox and these descriptors: the report channel, the template's
+    and the slot's user namespaces, the guest's HTTP and tunnel sockets, its end of the nursery socket, memory
+    counters and the cgroups' ``cgroup.procs``. The forked child answers on the report channel, not here.
+    """
+    program = seccomp.build()
+    gc.collect()
+    gc.freeze()
+    while True:
+        try:
+            request, fds = channel.receive(requests)
+        except channel.ChannelClosedError:
+            return
+        if os.fork() == 0:
+            requests.close()
+            sandbox.start(request, fds, program)
+            os._exit(0)
+        channel.close_all(fds)
+
+
+def main() -> None:
+    """Entry point of the process; argv[1] is the number of the channel's descriptor."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # the children's parents do not wait: the launcher adopts them
+    serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

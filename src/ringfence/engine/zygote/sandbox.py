@@ -1,0 +1,186 @@
+"""From a fork of the guest zygote to the PID 1 of a sandbox.
+
+The order is the point. Each step needs a power that a later one gives up:
+
+1. join the sandbox's cgroups, so that everything after is counted;
+2. clone the template's directories as id-mapped mounts (needs the launcher's privilege);
+3. enter the template's user namespace: from here on no privilege on the host is left;
+4. new mount, PID, network, IPC, UTS and cgroup namespaces, which the template namespace owns, so that nobody
+in the
+   sandbox, its root included, has any power over them;
+5. as PID 1: the root filesystem, loopback, host name;
+6. enter the sandbox's own user namespace, keep a handful of capabilities over its own files and processes,
+   no_new_privs, seccomp;
+7. tell the launcher, and serve.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ringfence.engine.isolation import capabilities, landlock, linux, mounts, rlimits, seccomp, userns
+from ringfence.engine.zygote import channel
+from ringfence.guest import main as guest_main
+from ringfence.guest.config import GuestConfig
+
+NAMESPACES = {
+    "mnt": linux.CLONE_NEWNS,
+    "net": linux.CLONE_NEWNET,
+    "ipc": linux.CLONE_NEWIPC,
+    "uts": linux.CLONE_NEWUTS,
+    "cgroup": linux.CLONE_NEWCGROUP,
+    "pid_for_children": linux.CLONE_NEWPID,
+}
+_KEPT = frozenset(
+    capabilities.NUMBERS[name]
+    for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP")
+)
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_LOOPBACK_RUNNING = 0x1 | 0x8 | 0x40
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """What the launcher passes in, in this order."""
+
+    report: int
+    template_ns: int
+    sandbox_ns: int
+    http: int
+    tunnel: int
+    nursery: int
+    rest: tuple[int, ...]
+
+
+def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
+    """Become the sandbox.
+
+    Called in a fresh fork, never returns normally in the process that becomes PID 1.
+    """
+    report_fd, template_ns, sandbox_ns, http, tunnel, nursery, *rest = fds
+    given = Descriptors(report_fd, template_ns, sandbox_ns, http, tunnel, nursery, tuple(rest))
+    report = socket.socket(fileno=given.report)
+    with _reporting(report):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        counters = given.rest[: request["counters"]]
+        _join_cgroups(given.rest[request["counters"] :])
+        plan = _root_plan(request)
+        trees = mounts.clone_lowers(plan.layers, given.sandbox_ns if request["idmap"] else None)
+        if not request["single_id"]:
+            os.setgroups([])
+        userns.enter(given.template_ns, 0)
+        namespaces = 0
+        for flag in NAMESPACES.values():
+            namespaces |= flag
+        linux.unshare(namespaces)
+        parent = linux.pidfd_open(os.getpid())
+        pid = os.fork()
+        if pid:
+            _report_namespaces(report, pid)
+            return
+        _become_init(request, plan, trees, given, program, parent)
+        channel.send(report, {"ready": True})
+        guest_main.run(
+            GuestConfig(**request["guest"]),
+            http=socket.socket(fileno=given.http),
+            tunnels=socket.socket(fileno=given.tunnel),
+            nursery=socket.socket(fileno=given.nursery),
+            counters=counters,
+            lifeline=report,
+        )
+
+
+@contextlib.contextmanager
+def _reporting(report: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            channel.send(report, {"error": f"{error}", "trace": traceback.format_exc()[-8000:]})
+        os._exit(1)
+
+
+def _join_cgroups(procs: tuple[int, ...]) -> None:
+    for fd in procs:
+        os.write(fd, b"0")
+        os.close(fd)
+
+
+def _root_plan(request: dict[str, Any]) -> mounts.RootPlan:
+    root = request["root"]
+    return mounts.RootPlan(
+        layers=tuple(mounts.LayerPaths(layer["target"], tuple(layer["lowers"])) for layer in root["layers"]),
+        size=root["size"],
+        inodes=root["inodes"],
+        root_id=root["root_id"],
+        memory=root["memory"],
+        cpus=root["cpus"],
+    )
+
+
+def _report_namespaces(report: socket.socket, pid: int) -> None:
+    # The kernel zygote joins these; nobody else could open them once PID 1 is undumpable.
+    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES]
+    channel.send(report, {"pid": pid}, fds)
+
+
+def _become_init(
+    request: dict[str, Any],
+    plan: mounts.RootPlan,
+    trees: list[list[int]],
+    given: Descriptors,
+    program: bytes,
+    parent: int,
+) -> None:
+    os.setsid()
+    mounts.assemble(plan, trees)
+    socket.sethostname(request["hostname"])
+    _loopback_up()
+    _redirect_standard_streams(request["debug"])
+    # A death signal set before our parent is gone would be for its death; afterwards it is for the
+    # launcher's.
+    select.select([parent], [], [])
+    userns.enter(given.sandbox_ns, 1000 if request["single_id"] else 0)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    os.close(given.sandbox_ns)
+    os.close(given.template_ns)
+    _keep_only(given)
+    rlimits.apply(request["limits"])
+    capabilities.drop(keep=_KEPT)
+    capabilities.no_new_privs()
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A second barrier: whatever is not below the sandbox's root stays closed, even if a descriptor leads
+    # there.
+    landlock.restrict([landlock.PathRule("/", landlock.ALL)], scopes=0)
+    seccomp.install(program)
+
+
+def _keep_only(given: Descriptors) -> None:
+    kept = sorted({given.report, given.http, given.tunnel, given.nursery, *given.rest})
+    first = 3
+    for fd in kept:
+        if fd > first:
+            linux.close_range(first, fd - 1)
+        first = fd + 1
+    linux.close_range(first)
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _IFF_UP_LOOPBACK_RUNNING, b""))
+
+
+def _redirect_standard_streams(debug: bool) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1) if debug else (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)

@@ -1,0 +1,85 @@
+"""PID 1 of a sandbox: serves envd and the code interpreter, reaps orphans, and ends with the launcher."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+import uvicorn.lifespan.off  # uvicorn imports these two by name when it starts, too late for us
+import uvicorn.protocols.http.httptools_impl
+
+from ringfence.guest import tunnel
+from ringfence.guest.app import ENVD_PORT, INTERPRETER_PORT, PortDispatch
+from ringfence.guest.config import GuestConfig
+from ringfence.guest.envd import app as envd
+from ringfence.guest.interpreter import app as interpreter
+from ringfence.guest.interpreter.nursery import NurseryClient
+from ringfence.guest.interpreter.pool import KernelPool
+from ringfence.guest.memory import MemoryMeter
+from ringfence.guest.reaper import Reaper
+
+
+def run(
+    config: GuestConfig,
+    *,
+    http: socket.socket,
+    tunnels: socket.socket,
+    nursery: socket.socket,
+    counters: Sequence[int],
+    lifeline: socket.socket,
+) -> None:
+    """Serve until killed. `lifeline` is connected to the launcher: when it closes, the sandbox must end."""
+    meter = MemoryMeter(counters, config.memory_bytes)
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(_serve(config, http, tunnels, nursery, meter, lifeline))
+
+
+async def _serve(
+    config: GuestConfig,
+    http: socket.socket,
+    tunnels: socket.socket,
+    nursery: socket.socket,
+    meter: MemoryMeter,
+    lifeline: socket.socket,
+) -> None:
+    lifeline.setblocking(False)
+    asyncio.get_running_loop().add_reader(lifeline, os._exit, 0)
+    reaper = Reaper()
+    reaper.start()
+    kernels = KernelPool(config, NurseryClient(nursery))
+    services = {
+        ENVD_PORT: envd.build(config, reaper),
+        INTERPRETER_PORT: interpreter.build(config, kernels),
+    }
+    kernels.start()
+    server = _Server(_uvicorn(PortDispatch(services)))
+    listeners = [http, *_loopback_listeners()]
+    async with await tunnel.serve(tunnels):
+        await server.serve(sockets=listeners)
+
+
+def _uvicorn(app: PortDispatch) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="off", loop="none", access_log=False, log_config=None,
+        timeout_keep_alive=3600, server_header=False, date_header=False, proxy_headers=False,
+    )  # fmt: skip
+
+
+def _loopback_listeners() -> list[socket.socket]:
+    """Both services also answer inside, as E2B's do: ``curl localhost:49999/health``."""
+    listeners = []
+    for port in (ENVD_PORT, INTERPRETER_PORT):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listeners.append(listener)
+    return listeners
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # PID 1 ignores what it has no handler for, and nobody inside shall be able to end it.
+        yield

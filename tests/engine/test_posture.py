@@ -1,0 +1,80 @@
+"""What a running sandbox may have, seen from the host: the whole picture, compared at once.
+
+The idea is gVisor's `sandboxposture`: whoever loosens a layer has to change this file.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ringfence.engine.engine import Engine
+from ringfence.engine.isolation import capabilities, userns
+from ringfence.engine.model import Sandbox
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_pid_1_has_no_power_outside(engine: Engine, sandbox: Sandbox) -> None:
+    status = status_of(sandbox.pid)
+    kept = {"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"}
+    mask = sum(1 << capabilities.NUMBERS[name] for name in kept)
+    picture = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    assert picture == {"CapInh": 0, "CapPrm": mask, "CapEff": mask, "CapBnd": mask, "CapAmb": 0}
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert status["Threads"] == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one id to give")
+def test_pid_1_runs_as_a_private_host_id(sandbox: Sandbox) -> None:
+    status = status_of(sandbox.pid)
+    ids = {int(value) for value in (status["Uid"] + " " + status["Gid"]).split()}
+    assert len(ids) == 1
+    assert ids.pop() > userns.FIRST_HOST_ID
+    assert status["Groups"] == ""
+
+
+def test_every_namespace_is_its_own(sandbox: Sandbox) -> None:
+    def inodes(pid: int | str) -> dict[str, str]:
+        return {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES}
+
+    ours, theirs = inodes("self"), inodes(sandbox.pid)
+    assert [name for name in NAMESPACES if ours[name] == theirs[name]] == []
+
+
+def test_no_descriptor_of_the_host_is_inherited(sandbox: Sandbox) -> None:
+    kinds = set()
+    for fd in Path(f"/proc/{sandbox.pid}/fd").iterdir():
+        kinds.add(os.readlink(fd).split(":")[0])
+    assert kinds <= {"/dev/null", "socket", "anon_inode", "pipe"} | _counters(kinds)
+
+
+def _counters(kinds: set[str]) -> set[str]:
+    return {kind for kind in kinds if kind.startswith("/") and Path(kind).name.startswith("memory.")}
+
+
+def test_rlimits(sandbox: Sandbox) -> None:
+    lines = Path(f"/proc/{sandbox.pid}/limits").read_text().splitlines()[1:]
+    hard = {line[:26].strip(): line[26:].split()[1] for line in lines}
+    assert hard["Max core file size"] == "0"
+    assert int(hard["Max open files"]) <= 4096
+    assert int(hard["Max processes"]) <= sandbox.limits.pids
+    assert hard["Max realtime priority"] == "0"
+
+
+def test_its_mounts_show_nothing_of_the_host(sandbox: Sandbox) -> None:
+    mounts = [line.split() for line in Path(f"/proc/{sandbox.pid}/mounts").read_text().splitlines()]
+    points = {fields[1] for fields in mounts if not fields[1].startswith("/proc/")}
+    devices = {f"/dev/{name}" for name in ("full", "null", "pts", "random", "shm", "urandom", "zero")}
+    assert points == {"/", "/dev", "/proc", "/usr", "/usr/local"} | devices
+    writable = {fields[1] for fields in mounts if fields[3].startswith("rw")}
+    assert "/proc" not in writable
+    for fields in mounts:
+        if fields[1] in ("/", "/usr", "/usr/local", "/dev/shm"):
+            assert {"nosuid", "nodev"} <= set(fields[3].split(","))
