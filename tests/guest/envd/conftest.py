@@ -73,7 +73,7 @@ def run_envd() -> Iterator[Callable[..., Envd]]:
     """Starts an envd with the given settings of its configuration."""
     started: list[tuple[subprocess.Popen[str], Path]] = []
 
-    def run(**settings: object) -> Envd:
+    def run(setup: dict | None = None, **settings: object) -> Envd:
         root = scratch_root()
         config = {
             "sandbox_id": "itest0000000000000000",
@@ -83,7 +83,12 @@ def run_envd() -> Iterator[Callable[..., Envd]]:
             "env": {"E2B_SANDBOX": "true", "FROM_SANDBOX": "sandbox"},
             **settings,
         }
-        setup = {"config": config, "passwd": str(root / "passwd"), "group": str(root / "group")}
+        setup = {
+            "config": config,
+            "passwd": str(root / "passwd"),
+            "group": str(root / "group"),
+            **(setup or {}),
+        }
         process = subprocess.Popen(
             [sys.executable, str(SERVER), json.dumps(setup)],
             stdin=subprocess.PIPE,

@@ -5,6 +5,7 @@ Prints the port it listens on (loopback only) and serves until its standard inpu
 
 import asyncio
 import json
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ class LateImports:
 
 
 async def serve(setup: dict) -> list[str]:
+    if "file_bytes" in setup:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (setup["file_bytes"],) * 2)
     config = GuestConfig(**setup["config"])
     users = UserDatabase(single_id=config.single_id, passwd=Path(setup["passwd"]), group=Path(setup["group"]))
     reaper = Reaper()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from e2b import AsyncSandbox, FileNotFoundException, InvalidArgumentException
+from e2b import AsyncSandbox, FileNotFoundException, InvalidArgumentException, NotEnoughSpaceException
 
 OCTETS = {"content-type": "application/octet-stream"}
 
@@ -107,7 +107,23 @@ async def test_refused_uploads(http: httpx.AsyncClient, workdir: Path) -> None:
     assert (await post(OCTETS, "path=~other/x"))[0] == 400
 
 
-async def test_full_disk(http: httpx.AsyncClient) -> None:
+async def test_full_disk(run_envd) -> None:
+    envd = run_envd(setup={"file_bytes": 1_000_000})
+    sandbox = AsyncSandbox(**envd.sdk_options())
+    for options in ({}, {"use_octet_stream": True}, {"gzip": True}):
+        with pytest.raises(NotEnoughSpaceException, match="not enough disk space"):
+            await sandbox.files.write("large", b"x" * 3_000_000, **options)
+    await sandbox.files.write("small", b"x")
+    (envd.home / "a").write_bytes(b"x" * 900_000)
+    (envd.home / "b").write_bytes(b"x" * 900_000)
+    async with httpx.AsyncClient(base_url=envd.url) as client:
+        order = {"source_paths": ["a", "b"], "destination": "all"}
+        assert (await client.post("/files/compose", json=order)).status_code == 507
+    assert not (envd.home / "all").exists()
+    assert (envd.home / "b").exists()
+
+
+async def test_devices_are_not_files(http: httpx.AsyncClient) -> None:
     answer = await http.post("/files?path=/dev/full", content=b"x", headers=OCTETS)
     assert answer.status_code == 400  # a device is never written to
     answer = await http.get("/files?path=/dev/zero")
@@ -124,6 +140,8 @@ async def test_gzip_negotiation(http: httpx.AsyncClient, workdir: Path) -> None:
         assert "Accept-Encoding" in answer.headers["vary"]
         assert answer.headers["content-type"].startswith("text/html")
         assert answer.headers["content-disposition"].startswith("inline")
+        assert answer.headers["content-security-policy"].startswith("sandbox")
+        assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.text == "<p>" * 1000
         return answer.headers.get("content-encoding")
 

@@ -54,7 +54,10 @@ def build(config: GuestConfig, reaper: Reaper, users: UserDatabase | None = None
         expose_headers=_EXPOSED,
         max_age=7200,
     )
-    return Starlette(routes=routes, middleware=[cors, Middleware(TokenGuard, token=config.access_token)])
+    guard = Middleware(TokenGuard, token=config.access_token)
+    app = Starlette(routes=routes, middleware=[cors, guard])
+    app.router.redirect_slashes = False
+    return app
 
 
 def _plain_routes(config: GuestConfig) -> list[Route]:

@@ -96,6 +96,9 @@ def file_response(request: Request, file: OpenFile) -> Response:
     headers = {
         "content-disposition": f"inline; filename*=UTF-8''{name}",
         "vary": "Accept-Encoding",
+        # A page from a sandbox may run its scripts, but never as a page of the server it is shown through.
+        "content-security-policy": "sandbox allow-scripts allow-downloads",
+        "x-content-type-options": "nosniff",
         "last-modified": email.utils.formatdate(file.modified, usegmt=True),
     }
     try:

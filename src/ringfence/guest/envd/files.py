@@ -193,7 +193,7 @@ def _join(sources: list[str], target: str, user: User) -> None:
     except OSError as error:
         with suppress(OSError):
             Path(temporary).unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise HTTPError(507, "not enough disk space available") from None
         raise HTTPError(500, f"error composing files: {error}") from None
     for source in sources:

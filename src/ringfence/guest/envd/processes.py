@@ -25,6 +25,7 @@ from ringfence.guest.envd.users import UserDatabase, call_user
 EXIT_RETENTION_SECONDS = 30.0
 """How long a late `Connect` still learns how a process ended."""
 
+_MAX_ENDED = 1000
 _DEFAULT_KEEPALIVE_SECONDS = 90
 _SIGNALS = {"SIGNAL_SIGKILL": 9, "SIGNAL_SIGTERM": 15, "9": 9, "15": 15}
 
@@ -95,7 +96,11 @@ class ProcessService:
     def _retire(self, entry: _Entry) -> None:
         pid = entry.process.pid
         del self._live[pid]
+        # Without the request, which may be large.
+        entry = _Entry(entry.process, {}, entry.tag)
         self._ended[pid] = entry
+        if len(self._ended) > _MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
         asyncio.get_running_loop().call_later(EXIT_RETENTION_SECONDS, self._forget, entry)
 
     def _forget(self, entry: _Entry) -> None:

@@ -18,7 +18,6 @@ import termios
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from ringfence.guest.envd.users import User
@@ -119,7 +118,9 @@ def find_program(command: str, search: str) -> str:
         return command
     for directory in search.split(":"):
         candidate = f"{directory}/{command}"
-        if directory.startswith("/") and Path(candidate).is_file() and os.access(candidate, os.X_OK):
+        if not directory.startswith("/"):
+            continue
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):  # noqa: PTH113  # pathlib's may raise
             return candidate
     raise FileNotFoundError(f'exec: "{command}": executable file not found in $PATH')
 

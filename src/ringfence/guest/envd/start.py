@@ -3,10 +3,10 @@
 import asyncio
 import errno
 import os
+import signal
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from ringfence.guest.config import GuestConfig
 from ringfence.guest.connect import ConnectError, Message
@@ -28,6 +28,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _SHORTAGES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 _DEFAULT_COLUMNS, _DEFAULT_ROWS = 80, 24
+_SHOWN_CHARACTERS = 200  # of a command in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,10 @@ class Starter:
             return await self._on_pipes(program, stdin=fields.flag(request, "stdin", True))
         except SpawnError as error:
             code = "resource_exhausted" if error.errno in _SHORTAGES else "invalid_argument"
-            reason = f"error starting process '{' '.join(program.argv)}': fork/{error.stage} {program.path}: "
-            raise ConnectError(code, reason + os.strerror(error.errno).lower()) from None
+            where = program.cwd if error.stage == "chdir" else program.path
+            reason = f"{error.stage} {where}: {os.strerror(error.errno).lower()}"
+            message = f"error starting process '{' '.join(program.argv)[:_SHOWN_CHARACTERS]}': {reason}"
+            raise ConnectError(code, message) from None
         except OSError as error:  # no descriptors or terminals left
             raise ConnectError("resource_exhausted", f"error starting process: {error}") from None
 
@@ -79,7 +82,7 @@ class Starter:
             cwd = resolve(fields.text(process, "cwd"), user, self._config.default_workdir)
         except PathError as error:
             raise ConnectError("invalid_argument", str(error)) from None
-        if not Path(cwd).exists():
+        if not os.path.exists(cwd):  # noqa: PTH110  # of pathlib's, an unreadable parent raises
             raise ConnectError("invalid_argument", f"cwd '{cwd}' does not exist")
         try:
             path = find_program(command, env["PATH"])
@@ -149,7 +152,7 @@ class Starter:
             error = read_report(await _read_when_ready(report))
         except asyncio.CancelledError:
             with suppress(ProcessLookupError):
-                os.killpg(pid, 9)
+                os.kill(pid, signal.SIGKILL)  # the client is gone, and nobody knows the process
             raise
         finally:
             os.close(report)

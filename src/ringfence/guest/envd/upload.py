@@ -28,7 +28,7 @@ _MAX_PART_HEADER_BYTES = 16 * 1024
 _METADATA_HEADER = "x-metadata-"
 _MAX_METADATA_KEY_BYTES = 246  # 255 of the kernel less the prefix "user.e2b."
 _MAX_METADATA_BYTES = 4096
-_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: the limit of one file is about the disk too
 _OPEN_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
