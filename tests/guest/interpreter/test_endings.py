@@ -155,3 +155,18 @@ def test_one_cell_at_a_time(server):
     ) as first:
         assert server.sandbox().run_code("x").text == "1"
         first.read()
+
+
+def test_an_interrupt_that_comes_at_once_is_not_lost(server):
+    execute(server, "kept = 1")
+    for _ in range(5):
+        [error] = errors(execute(server, "import time; time.sleep(60)", timeout=0.001))
+        assert "kept" in error["value"]
+    assert server.sandbox().run_code("kept").text == "1"
+
+
+def test_bash_that_exits_is_told(server):
+    [error] = errors(execute(server, "exit 3", language="bash"))
+    assert error["name"] == "KernelDied"
+    assert "status 3" in error["value"]
+    assert errors(execute(server, "true", language="bash")) == []

@@ -115,6 +115,9 @@ class Context:
         except KernelStartError as error:
             execution.failed_to_start = str(error)
             queue.put_nowait(events.error("KernelStartError", str(error)))
+        except Exception as error:  # a mistake of ours must not look like a cell that ran
+            queue.put_nowait(events.error("InternalError", f"{type(error).__name__}: {error}"))
+            raise
         finally:
             queue.put_nowait(events.END)
 

@@ -50,6 +50,8 @@ class Run:
     results_limit: int
     finished: asyncio.Future[str | None]
     silent: bool = False
+    started: bool = False
+    interrupted: bool = False
     hold_error: bool = False
     error: events.Event | None = None
     printed: int = 0
@@ -174,8 +176,11 @@ class Kernel:
         await self._send({"op": "execute", "code": run.code, "env": run.env, "silent": run.silent})
 
     def interrupt(self) -> None:
-        """SIGINT for the kernel and what it started in its process group."""
-        self._signal(signal.SIGINT)
+        """SIGINT for the kernel and what it started in its process group, once the cell has started."""
+        if self._run is not None:
+            self._run.interrupted = True
+            if self._run.started:
+                self._signal(signal.SIGINT)
 
     def kill(self, reason: str) -> None:
         """SIGKILL for the kernel and its process group; `reason` completes "killed because …"."""
@@ -263,8 +268,8 @@ class Kernel:
             self._ready.set_result(None)
         elif run is None:
             return
-        elif kind == "started" and not run.silent:
-            run.queue.put_nowait(events.number_of_executions(int(message["count"])))
+        elif kind == "started":
+            self._started(run, int(message["count"]))
         elif kind == "display":
             run.show(events.result(dict(message["data"]), main=bool(message["main"])), size)
         elif kind == "error":
@@ -275,6 +280,13 @@ class Kernel:
             self._stderr.finish()
             self._run = None
             run.finish(None)
+
+    def _started(self, run: Run, count: int) -> None:
+        run.started = True
+        if not run.silent:
+            run.queue.put_nowait(events.number_of_executions(count))
+        if run.interrupted:
+            self._signal(signal.SIGINT)
 
     def _exited(self, exited: asyncio.Future[int]) -> None:
         self._loop.remove_reader(self._connection.fileno())

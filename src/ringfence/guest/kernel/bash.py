@@ -17,7 +17,7 @@ _STATUS_FD = 201
 # anew.
 _LOOP = r"""
 __rf_loop='
-while IFS= read -r -d "" -u 200 __rf_count; do
+while IFS= read -r -d "" -u 200 __rf_count || { __rf_eof=1; false; }; do
   __rf_names=(); __rf_before=()
   for ((__rf_i = 0; __rf_i < __rf_count; __rf_i++)); do
     IFS= read -r -d "" -u 200 __rf_name; IFS= read -r -d "" -u 200 __rf_value
@@ -31,7 +31,10 @@ while IFS= read -r -d "" -u 200 __rf_count; do
   __rf_busy=
   __rf_finish "$__rf_status"
 done
-if [[ $__rf_busy ]]; then __rf_busy=; __rf_finish 130; eval "$__rf_loop"; fi
+if [[ ! $__rf_eof ]]; then
+  if [[ $__rf_busy ]]; then __rf_busy=; __rf_finish 130; fi
+  eval "$__rf_loop"
+fi
 '
 __rf_finish() {
   local i

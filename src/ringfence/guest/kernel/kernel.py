@@ -92,7 +92,6 @@ class Kernel:
         self._errors = 0
         self._updates.clear()
         self._running = True
-        self._channel.exchange({"event": "started", "count": self._shell.execution_count})
         with self._environment(request.get("env") or {}):
             self._run_cell(str(request["code"]), silent=bool(request.get("silent")))
         if os.getpid() != self._pid:
@@ -108,6 +107,8 @@ class Kernel:
         result = None
         try:
             with self._interrupts.armed():
+                # Inside: from when the guest knows that the cell has started, it may interrupt it.
+                self._channel.exchange({"event": "started", "count": self._shell.execution_count})
                 result = self._shell.run_cell(code, store_history=not silent, silent=silent)
         except BaseException as error:  # an interrupt that came between IPython's own handlers
             self.error(type(error).__name__, str(error), "")
