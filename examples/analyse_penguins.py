@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from leftovers import mark, processes, remaining, snapshot
+from leftovers import Belongings
 from mcp import Client, StdioServerParameters
 from mcp.types import CallToolResult, ImageContent, TextContent
 from penguin_cells import CELLS
@@ -114,7 +114,7 @@ def _text(result: CallToolResult) -> str:
 
 def _server() -> StdioServerParameters:
     roots = f"{DATA.parent}{os.pathsep}{OUT}"
-    env = {**os.environ, **mark(), "RINGFENCE_MCP_ROOTS": roots}
+    env = {**os.environ, "RINGFENCE_MCP_ROOTS": roots}
     return StdioServerParameters(command=sys.executable, args=["-m", "ringfence", "mcp"], env=env)
 
 
@@ -124,7 +124,7 @@ def _print_isolation(record: dict[str, Any]) -> None:
         print(f"  {'yes' if layer['in_force'] else 'NO ':<3}  {layer['name']}: {layer['detail']}")
 
 
-async def _analyse(client: Client, steps: Steps) -> list[Path]:
+async def _analyse(client: Client, steps: Steps) -> tuple[list[Path], Belongings]:
     session = Session(client, steps)
     async with steps.step("start a sandbox"):
         _, record = await session.call("create_session")
@@ -140,31 +140,34 @@ async def _analyse(client: Client, steps: Steps) -> list[Path]:
         target = OUT / "penguins_clean.csv"
         await session.call("download_file", path="penguins_clean.csv", local_path=str(target), overwrite=True)
         print(f"-> {target.relative_to(HERE.parent)} ({target.stat().st_size:,} bytes)")
+    _, record = await session.call("execute_code", code="import os; print(os.environ['E2B_SANDBOX_ID'])")
+    belongings = Belongings(record["stdout"].strip())
     async with steps.step("end the sandbox"):
         await session.call("close_session")
-    return session.charts
+    return session.charts, belongings
 
 
 async def main() -> None:
     """Run it all."""
     OUT.mkdir(exist_ok=True)
-    before = snapshot()
     steps = Steps()
     start = time.perf_counter()
     async with Client(_server(), read_timeout_seconds=LONGEST_CALL_S) as client:
         tools = [tool.name for tool in (await client.list_tools()).tools]
         steps.times.append(("start the MCP server", time.perf_counter() - start))
         print(f"MCP server ready; tools: {', '.join(tools)}")
-        charts = await _analyse(client, steps)
-        running = len(processes())
+        charts, belongings = await _analyse(client, steps)
         start = time.perf_counter()
     steps.times.append(("stop the MCP server", time.perf_counter() - start))
-    left = await asyncio.to_thread(remaining, before)
+    left = await asyncio.to_thread(belongings.remaining)
     print(f"\n=== times\n{steps.table()}")
     print(f"\n{len(charts)} charts are in {OUT.relative_to(HERE.parent)}/.")
     if left:
         raise SystemExit("left behind:\n" + "\n".join(sorted(left)))
-    print(f"Nothing is left of it: no process (of {running}), mount, control group or file.")
+    print(
+        f"Nothing is left of it: its {len(belongings.processes)} processes and {len(belongings.paths)} "
+        "directories and control groups are gone, and there is no mount."
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 LOAD = """
 import pandas as pd
+pd.set_option("display.width", 120, "display.max_columns", 20)
 penguins = pd.read_csv("penguins.csv")
 print(f"{len(penguins)} rows, {penguins.shape[1]} columns")
 print("\\nmissing values:")

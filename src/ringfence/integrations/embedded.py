@@ -121,9 +121,7 @@ class _Child:
     def __init__(self, template: str | None) -> None:
         _sweep()
         self.api_key = new_api_key()
-        self.directory = Path(
-            tempfile.mkdtemp(prefix=f"{os.getpid()}-{_start_time(os.getpid())}-", dir=_parent())
-        )
+        self.directory = _make_directory()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.on_line: Callable[[str], None] | None = None
         lifeline, self._lifeline = os.pipe()
@@ -192,6 +190,8 @@ class _Child:
         if self.process.stdout is not None and not self._relay.is_alive():
             self.process.stdout.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others still have theirs in it
+            self.directory.parent.rmdir()
 
 
 async def _stop(child: _Child) -> None:
@@ -252,6 +252,16 @@ def _parent() -> Path:
     if parent.lstat().st_uid != os.getuid() or parent.is_symlink():
         raise BackendError(f"{parent} belongs to somebody else; remove it or set TMPDIR")
     return parent
+
+
+def _make_directory() -> Path:
+    """A directory for one server, named after this process, by which `_sweep` knows when it is rubbish."""
+    while True:
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another process's last server has just removed the parent
+            prefix = f"{os.getpid()}-{_start_time(os.getpid())}-"
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=_parent()))
 
 
 def _start_time(pid: int) -> str | None:

@@ -19,6 +19,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult
 
 from ringfence.core.config import Settings
+from ringfence.integrations.mcp.meta import META_KEY
 from ringfence.integrations.mcp.servers.executor import files
 from ringfence.integrations.mcp.servers.executor.cells import Cell, is_gone
 from ringfence.integrations.mcp.servers.executor.commands import run_command
@@ -170,7 +171,10 @@ class Executor:
             f"Session {session.handle} is ready ({backend.describe()}). Pass it as session_id. "
             f"It ends after {self._settings.lease} s without use, or with close_session."
         )
-        return self._plain(text, record)
+        result = self._plain(text, record)
+        # The whole table is for programs; a model has enough of the level.
+        layers = (backend.isolation or {}).get("layers", [])
+        return result.model_copy(update={"meta": {META_KEY: {**record, "isolation_layers": layers}}})
 
     async def list_sessions(self) -> CallToolResult:
         """Every session of this client."""
