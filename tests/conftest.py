@@ -116,16 +116,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def sandbox(server: RunningServer) -> Iterator[Sandbox]:
-    """A fresh sandbox of the code interpreter's template, by the synchronous SDK."""
-    made = Sandbox.create(**server.options)
+    """A fresh sandbox, by the synchronous SDK."""
+    made = Sandbox.create("base", **server.options)
     yield made
     made.kill()
 
 
 @pytest.fixture
 async def async_sandbox(server: RunningServer) -> AsyncIterator[AsyncSandbox]:
-    """A fresh sandbox of the code interpreter's template, by the asynchronous SDK."""
-    made = await AsyncSandbox.create(**server.options)
+    """A fresh sandbox, by the asynchronous SDK."""
+    made = await AsyncSandbox.create("base", **server.options)
     yield made
     await made.kill()
 

@@ -32,15 +32,25 @@ def test_create_with_each_template(server: RunningServer) -> None:
             assert sandbox.kill()
 
 
+def test_no_template_named_is_the_code_interpreter(server: RunningServer) -> None:
+    if "code-interpreter-v1" not in server.templates:
+        pytest.skip("RINGFENCE_TEST_TEMPLATES leaves it out")
+    with Sandbox.create(**server.options) as sandbox:
+        assert sandbox.get_info().name == "code-interpreter-v1"
+        assert (
+            sandbox.run_code("import pandas; pandas.DataFrame({'a': [1, 2]}).a.sum()").text == "np.int64(3)"
+        )
+
+
 async def test_create_asynchronously(server: RunningServer) -> None:
-    async with await AsyncSandbox.create(**server.options) as sandbox:
+    async with await AsyncSandbox.create("base", **server.options) as sandbox:
         execution = await sandbox.run_code("1 + 1")
         assert execution.text == "2"
     assert not await sandbox.is_running()
 
 
 def test_the_context_manager_kills(server: RunningServer) -> None:
-    with Sandbox.create(**server.options) as sandbox:
+    with Sandbox.create("base", **server.options) as sandbox:
         assert sandbox.is_running()
     assert not sandbox.is_running()
     assert not sandbox.kill()
@@ -53,7 +63,7 @@ def test_an_unknown_template(server: RunningServer) -> None:
 
 def test_metadata_and_envs(server: RunningServer) -> None:
     given = {"user": "a b&c=d", "é": "100%+"}
-    with Sandbox.create(metadata=given, envs={"GREETING": "hi there"}, **server.options) as sandbox:
+    with Sandbox.create("base", metadata=given, envs={"GREETING": "hi there"}, **server.options) as sandbox:
         assert sandbox.get_info().metadata == given
         assert sandbox.commands.run('echo "$GREETING"').stdout == "hi there\n"
         assert sandbox.run_code("import os; os.environ['GREETING']").text == "hi there"

@@ -62,7 +62,7 @@ async def test_a_cell_asynchronously(server: RunningServer, async_sandbox: Async
 
 
 async def test_at_the_end_of_its_lease(server: RunningServer) -> None:
-    sandbox = await AsyncSandbox.create(timeout=2, **server.options)
+    sandbox = await AsyncSandbox.create("base", timeout=2, **server.options)
     with pytest.raises(SandboxException, match=KILLED):
         await sandbox.commands.run("sleep 60", timeout=60)
 

@@ -207,7 +207,7 @@ def test_signed_urls_need_no_header(server: RunningServer, sandbox: Sandbox, cli
 
 
 def test_private_ports_ask_for_the_traffic_token(server: RunningServer, client: httpx.Client) -> None:
-    with Sandbox.create(network={"allow_public_traffic": False}, **server.options) as sandbox:
+    with Sandbox.create("base", network={"allow_public_traffic": False}, **server.options) as sandbox:
         assert sandbox.run_code("40 + 2").text == "42"
         refused = client.get("/", headers=by_headers(sandbox.sandbox_id, 8000))
         assert refused.status_code == 403
@@ -219,7 +219,9 @@ def test_private_ports_ask_for_the_traffic_token(server: RunningServer, client: 
 
 
 def test_the_host_can_be_masked(server: RunningServer, client: httpx.Client) -> None:
-    with Sandbox.create(network={"mask_request_host": "app.internal:${PORT}"}, **server.options) as sandbox:
+    with Sandbox.create(
+        "base", network={"mask_request_host": "app.internal:${PORT}"}, **server.options
+    ) as sandbox:
         sandbox.files.write("/home/user/web.py", WEB_SERVER)
         sandbox.commands.run("python3 /home/user/web.py", background=True)
         sandbox.commands.run("until (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null; do sleep 0.02; done")
