@@ -49,6 +49,10 @@ class RunningServer:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
+    def descendants(self) -> set[int]:
+        """The pids of all processes below the server's."""
+        return set(_descendants(self.process.pid))
+
     def stop(self) -> int:
         """Stop by SIGTERM; the exit code. Raises AssertionError when anything is left behind."""
         family = _descendants(self.process.pid)

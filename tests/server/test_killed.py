@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
+import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -27,6 +32,17 @@ def kill_soon(server: RunningServer, sandbox_id: str) -> Any:
             threading.Thread(target=Sandbox.kill, args=(sandbox_id,), kwargs=server.options).start()
 
     return kill
+
+
+def first_processes(server: RunningServer) -> set[int]:
+    """The host's pids of the server's descendants that are the first of a PID namespace."""
+    found = set()
+    for pid in server.descendants():
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
+                found.add(pid)
+    return found
 
 
 def test_a_command(server: RunningServer, sandbox: Sandbox) -> None:
@@ -83,6 +99,20 @@ async def test_the_end_is_a_reset(server: RunningServer, async_sandbox: AsyncSan
             while await reader.read(65536):
                 pass
     writer.close()
+
+
+async def test_when_its_first_process_dies(server: RunningServer) -> None:
+    before = first_processes(server)
+    sandbox = await AsyncSandbox.create("base", **server.options)
+    (pid,) = first_processes(server) - before
+    handle = await sandbox.commands.run("sleep 60", background=True)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(SandboxException, match=KILLED):
+        await handle.wait()
+    assert not await sandbox.is_running()
+    async with asyncio.timeout(30):
+        while await sandbox.kill():
+            pass
 
 
 async def test_what_was_killed_is_gone_at_once(server: RunningServer, async_sandbox: AsyncSandbox) -> None:

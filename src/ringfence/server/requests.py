@@ -1,5 +1,6 @@
 """Reading control-plane requests: bodies with a bound, models, path parameters."""
 
+import asyncio
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -11,6 +12,9 @@ from ringfence.server.models import Body
 
 MAX_BODY = 1024 * 1024
 """Largest body of a control-plane request, in bytes."""
+
+BODY_TIMEOUT = 30.0
+"""Seconds in which it must have arrived."""
 
 OWNER = "ringfence.owner"
 """Key of the authenticated owner in the scope."""
@@ -30,16 +34,19 @@ def path_param(request: Request, name: str) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body. Raises ApiError (413) as soon as it is known to be too large."""
+    """The request's body. Raises ApiError: 413 once it is known to be too large, 408 when it stays out."""
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MAX_BODY:
         raise ApiError(413, f"the request body is larger than {MAX_BODY} bytes")
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                raise ApiError(413, f"the request body is larger than {MAX_BODY} bytes")
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY:
+                    raise ApiError(413, f"the request body is larger than {MAX_BODY} bytes")
+    except TimeoutError:
+        raise ApiError(408, "the request body did not arrive in time") from None
     except ClientDisconnect:
         raise ApiError(499, "the client hung up") from None
     return bytes(body)

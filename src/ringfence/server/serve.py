@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ _KEEP_ALIVE_SECONDS = 620
 """Longer than any SDK keeps an idle connection, so that it is never the server that closes one in use."""
 _GRACE_SECONDS = 3
 _FORCED_EXIT = 130
+_DESCRIPTORS = 65536
 
 
 def run(settings: ServeSettings) -> int:
@@ -45,6 +47,7 @@ def run(settings: ServeSettings) -> int:
     in force than was asked for), and what the engine's start raises: UnsupportedHostError, TemplateError.
     """
     configure_logging(settings.log_level)
+    _allow_many_connections()
     with _locked(settings.data_dir), contextlib.closing(bind(settings.host, settings.port)) as listener:
         return asyncio.run(_Serving(settings, listener).run())
 
@@ -221,6 +224,13 @@ async def _background(
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _allow_many_connections() -> None:
+    """Every stream takes two descriptors; the usual soft limit of 1024 would be reached soon."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextlib.contextmanager
