@@ -1,5 +1,7 @@
 """One ASGI application for both of the guest's services, told apart by the port the client meant."""
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 ENVD_PORT = 49983
@@ -11,7 +13,7 @@ _PORT_HEADER = b"e2b-sandbox-port"
 class PortDispatch:
     """Routes a request by its ``E2b-Sandbox-Port`` header, else by the TCP port it came in on."""
 
-    def __init__(self, services: dict[int, ASGIApp]) -> None:
+    def __init__(self, services: Mapping[int, ASGIApp]) -> None:
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

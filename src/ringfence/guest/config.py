@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 class GuestConfig:
     """The guest's whole configuration; it crosses the launcher's socket as JSON.
 
-    access_token: required in ``X-Access-Token`` by envd (see `ringfence.guest.envd.auth`); None: no token is asked for.
+    access_token: required in ``X-Access-Token`` by both services; None: no token is asked for.
     env: variables of every process started in the sandbox (template's, then the request's).
-    user_ids: uid and gid of ``user`` and ``root`` inside. Rootless with a single id there is only uid 1000
-        and `single_id` is true: processes of ``root`` then run as the same id.
+    single_id: there is only uid 1000 inside, and processes of ``root`` run as it too.
     memory_bytes, disk_bytes, cpus: limits, for metrics.
     """
 

@@ -43,6 +43,7 @@ class Launcher:
         self._host: Host | None = None
         self._sandboxes: Sandboxes | None = None
         self._guest_pid = 0
+        self._ending = False
 
     def run(self) -> None:
         """Serve until the engine goes away, then end every child."""
@@ -63,6 +64,8 @@ class Launcher:
             self._end()
 
     def _end(self) -> None:
+        self._engine.close()  # first of all, so that the engine does not wait for answers
+        self._ending = True
         if self._sandboxes is not None:
             self._sandboxes.kill_all()
         for pid in [self._guest_pid, *(template.zygote_pid for template in self._templates.values())]:
@@ -78,7 +81,7 @@ class Launcher:
             self._host.cgroups.remove()
 
     def _reply(self, request_id: int, **answer: Any) -> None:
-        channel.send(self._engine, {"reply": request_id, **answer})
+        self._announce({"reply": request_id, **answer})
 
     def _on_engine(self) -> None:
         request, fds = channel.receive(self._engine)
@@ -100,7 +103,8 @@ class Launcher:
         self._reply(request_id, isolation=self._host.report())
 
     def _announce(self, event: dict[str, Any]) -> None:
-        channel.send(self._engine, event)
+        if not self._ending:
+            channel.send(self._engine, event)
 
     def _ready_host(self) -> tuple[Host, Sandboxes]:
         if self._host is None or self._sandboxes is None:

@@ -103,6 +103,8 @@ class Sandboxes:
         }
 
     def _on_report(self, record: SandboxRecord) -> None:
+        if record.sandbox_id not in self._by_id:
+            return  # forgotten by an earlier event of the same round
         try:
             message, fds = channel.receive(record.report)
         except channel.ChannelClosedError:
@@ -121,6 +123,8 @@ class Sandboxes:
             record.error = str(message["error"])[:MAX_ERROR]
             if self._host.debug:
                 os.write(2, str(message.get("trace", "")).encode())
+            if record.pid == 0:
+                self._failed(record, record.error)
         elif "ready" in message:
             self._born(record)
 

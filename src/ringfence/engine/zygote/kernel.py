@@ -8,6 +8,7 @@ Ringfence is installed: it may import nothing but the standard library, `channel
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -21,6 +22,11 @@ from ringfence.engine.zygote import channel
 
 _KEPT = frozenset(capabilities.NUMBERS[name] for name in ("KILL", "SETGID", "SETUID", "SETPCAP"))
 _OWN_PACKAGE = "ringfence"
+_SANDBOX_IS_GONE = (
+    errno.ENODEV,
+    errno.ENOMEM,
+    errno.ESRCH,
+)  # join a dead cgroup, fork into a dead PID namespace
 
 
 def serve(requests: socket.socket, program: bytes) -> None:
@@ -68,9 +74,10 @@ def _join(
         _settle(nursery, request, program)
         _forget_ourselves()
         run(socket.socket(fileno=3))
-    except BaseException:
-        with contextlib.suppress(Exception):
-            traceback.print_exc()
+    except BaseException as error:
+        if not (isinstance(error, OSError) and error.errno in _SANDBOX_IS_GONE):
+            with contextlib.suppress(Exception):
+                traceback.print_exc()
         os._exit(1)
 
 

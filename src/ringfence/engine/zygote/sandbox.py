@@ -82,9 +82,10 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
             namespaces |= flag
         linux.unshare(namespaces)
         parent = linux.pidfd_open(os.getpid())
+        names = os.open("/proc/self/ns", os.O_PATH | os.O_DIRECTORY)
         pid = os.fork()
         if pid:
-            _report_namespaces(report, pid)
+            _report_namespaces(report, pid, names)
             return
         _become_init(request, plan, trees, given, program, parent)
         channel.send(report, {"ready": True})
@@ -126,9 +127,10 @@ def _root_plan(request: dict[str, Any]) -> mounts.RootPlan:
     )
 
 
-def _report_namespaces(report: socket.socket, pid: int) -> None:
-    # The kernel zygote joins these; nobody else could open them once PID 1 is undumpable.
-    fds = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES]
+def _report_namespaces(report: socket.socket, pid: int, names: int) -> None:
+    # The kernel zygote joins these; nobody else could open them once PID 1 is undumpable. They are opened
+    # through a descriptor because our child is changing the root under our feet.
+    fds = [os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=names) for name in NAMESPACES]
     channel.send(report, {"pid": pid}, fds)
 
 
