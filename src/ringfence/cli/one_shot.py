@@ -18,7 +18,7 @@ from e2b.sandbox.filesystem.filesystem import EntryInfo, FileType
 from e2b_code_interpreter import AsyncSandbox, OutputMessage
 
 from ringfence.core.config import Settings
-from ringfence.core.errors import BackendError, ConfigurationError
+from ringfence.core.errors import BackendError
 from ringfence.integrations.backend import Backend, open_backend
 
 HOME = PurePosixPath("/home/user")
@@ -149,8 +149,6 @@ class _Script:
 
 async def _upload(sandbox: AsyncSandbox, host: Path, inside: str | None) -> None:
     target = HOME / (inside or host.absolute().name)  # noqa: ASYNC240
-    if not host.exists():  # noqa: ASYNC240 - quick
-        raise ConfigurationError(f"--file {host}: there is no such file")
     if not host.is_dir():  # noqa: ASYNC240
         await _upload_file(sandbox, host, target)
         return

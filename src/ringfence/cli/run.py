@@ -1,6 +1,7 @@
 """``ringfence run``: one script in one fresh sandbox, as if it ran here."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def command(
         raise click.UsageError("Give a script, - for standard input, or -c CODE.")
     else:
         name, source = _read(script)
+    for host, _ in map(_pair, files):
+        if not Path(host).exists():
+            raise click.UsageError(f"--file {host}: there is no such file")
     job = OneShot(
         name=name,
         source=source,
@@ -78,7 +82,9 @@ def command(
     try:
         sys.exit(asyncio.run(run_one_shot(job, settings)))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _read(script: str) -> tuple[str, bytes]:

@@ -43,8 +43,5 @@ def connect(tmp_path: Path) -> Connect:
 @pytest.fixture
 def remote(server: Any) -> dict[str, str]:
     """Settings that lead to the shared server of the tests."""
-    return {
-        "RINGFENCE_URL": server.url,
-        "RINGFENCE_API_KEY": server.key,
-        "RINGFENCE_TEMPLATE": os.environ.get("RINGFENCE_TEST_TEMPLATE", "code-interpreter-v1"),
-    }
+    template = "code-interpreter-v1" if "code-interpreter-v1" in server.templates else server.templates[0]
+    return {"RINGFENCE_URL": server.url, "RINGFENCE_API_KEY": server.key, "RINGFENCE_TEMPLATE": template}

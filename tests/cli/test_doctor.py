@@ -1,0 +1,50 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def doctor(tmp_path: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "ringfence", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_working_backend(tmp_path: Path, server: Any) -> None:
+    settings = {"RINGFENCE_URL": server.url, "RINGFENCE_API_KEY": server.key, "RINGFENCE_TEMPLATE": "base"}
+    ended = doctor(tmp_path, **settings)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "backend: remote" in ended.stdout
+    assert "It works." in ended.stdout
+    for layer in server.isolation["layers"]:
+        assert layer["name"] in ended.stdout
+    report = json.loads(doctor(tmp_path, "--json", **settings).stdout)
+    assert report["works"] is True
+    assert report["isolation"] == server.isolation
+
+
+def test_the_embedded_backend(tmp_path: Path) -> None:
+    ended = doctor(tmp_path, RINGFENCE_TEMPLATE="base")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "backend: local" in ended.stdout
+    assert "isolation: " in ended.stdout
+
+
+def test_a_wrong_key_is_told(tmp_path: Path, server: Any) -> None:
+    ended = doctor(tmp_path, E2B_API_KEY="e2b_00", E2B_API_URL=server.url, E2B_SANDBOX_URL=server.url)
+    assert ended.returncode == 1
+    assert "backend: e2b" in ended.stdout
+    assert "It does not work" in ended.stdout
+
+
+def test_contradicting_settings_are_told(tmp_path: Path) -> None:
+    ended = doctor(tmp_path, RINGFENCE_BACKEND="remote")
+    assert ended.returncode == 1
+    assert "RINGFENCE_URL is not set" in ended.stdout

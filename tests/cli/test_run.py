@@ -1,0 +1,171 @@
+"""`ringfence run` as a user types it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+COMMAND = [sys.executable, "-P", "-m", "ringfence", "run"]
+
+
+@pytest.fixture
+def environment(server: Any) -> dict[str, str]:
+    template = "code-interpreter-v1" if "code-interpreter-v1" in server.templates else server.templates[0]
+    return {
+        **os.environ,
+        "RINGFENCE_URL": server.url,
+        "RINGFENCE_API_KEY": server.key,
+        "RINGFENCE_TEMPLATE": template,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path, environment: dict[str, str]) -> Run:
+    def start(*arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, env=environment, input=stdin, capture_output=True
+        )
+
+    return start
+
+
+def test_output_and_status_pass_through_byte_for_byte(run: Run) -> None:
+    code = (
+        "import sys\nprint('out', flush=True)\nsys.stdout.buffer.write(bytes(range(256)))\n"
+        "print('err', file=sys.stderr)\nsys.exit(7)"
+    )
+    ended = run("-c", code)
+    assert ended.stdout == b"out\n" + bytes(range(256))
+    assert ended.stderr == b"err\n"
+    assert ended.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "error"),
+    [
+        ("pass", 0, b""),
+        ("import sys; sys.exit()", 0, b""),
+        ("import sys; sys.exit('no')", 1, b"no\n"),
+        ("import os; os._exit(9)", 9, b""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139, b""),
+        ("input()", 1, b"EOFError"),
+        ("x = = 1", 1, b"SyntaxError"),
+        ("def f():\n    return 1 / 0\nf()", 1, b"ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_every_way_to_end(run: Run, code: str, status: int, error: bytes) -> None:
+    ended = run("-c", code)
+    assert ended.returncode == status
+    assert error in ended.stderr
+    assert b"script_runner" not in ended.stderr
+
+
+def test_a_script_with_arguments_and_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(
+        "import sys, pathlib\n"
+        "rows = pathlib.Path('in/data.csv').read_text().splitlines()\n"
+        "pathlib.Path('out').mkdir()\n"
+        "pathlib.Path('out/n.txt').write_text(str(len(rows)))\n"
+        "print(sys.argv, __name__, __file__)\n"
+    )
+    (tmp_path / "data.csv").write_text("a\n1\n2\n")
+    ended = run("--file", "data.csv:in/data.csv", "--out", "out:results", "job.py", "--flag", "x")
+    assert ended.stderr == b""
+    assert ended.stdout == b"['job.py', '--flag', 'x'] __main__ /home/user/job.py\n"
+    assert ended.returncode == 0
+    assert (tmp_path / "results" / "n.txt").read_text() == "3"
+
+
+def test_a_script_from_standard_input(run: Run) -> None:
+    ended = run("-", "a", stdin=b"import sys; print(sys.argv)")
+    assert ended.stdout == b"['-', 'a']\n"
+
+
+def test_shown_pictures_are_saved(run: Run, tmp_path: Path) -> None:
+    code = """
+import matplotlib.pyplot as plt
+from PIL import Image
+plt.plot([1, 2]); plt.show()
+plt.figure(); plt.figure(); plt.show()
+Image.new("RGB", (4, 4)).show()
+"""
+    ended = run("--figures", "pictures", "-c", code)
+    assert ended.returncode == 0, ended.stderr
+    saved = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert saved == [f"figure-{number}.png" for number in (1, 2, 3, 4)]
+    assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in saved)
+
+
+def test_a_missing_output_fails_a_script_that_succeeded(run: Run) -> None:
+    ended = run("--out", "nothing.txt", "-c", "print(1)")
+    assert ended.stdout == b"1\n"
+    assert ended.returncode == 1
+    assert b"--out nothing.txt" in ended.stderr
+
+
+def test_the_timeout_ends_it_with_124(run: Run) -> None:
+    ended = run("--timeout", "1", "-c", "print('begin', flush=True)\nwhile True: pass")
+    assert ended.returncode == 124
+    assert ended.stdout == b"begin\n"
+    assert b"timeout of 1 s" in ended.stderr
+
+
+def test_usage_errors(run: Run) -> None:
+    assert run().returncode == 2
+    assert run("missing.py").returncode == 2
+    assert run("--file", ":", "-c", "1").returncode == 2
+    assert run("--file", "missing", "-c", "1").returncode == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_its_sandbox(
+    tmp_path: Path, environment: dict[str, str], server: Any, number: int, status: int
+) -> None:
+    code = "import time; print('on', flush=True); time.sleep(300)"
+    process = subprocess.Popen(
+        [*COMMAND, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"on\n"
+    assert _sandboxes(server)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert b"Traceback" not in errors
+    deadline = time.monotonic() + 20
+    while _sandboxes(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_output_streams_while_the_script_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+    code = "import time; print('first'); time.sleep(300)"
+    process = subprocess.Popen(
+        [*COMMAND, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"first\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def test_with_the_embedded_server(tmp_path: Path) -> None:
+    environment = {**os.environ, "RINGFENCE_TEMPLATE": "base"}
+    ended = subprocess.run(
+        [*COMMAND, "-c", "print(6 * 7)"], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == b"42\n"
+
+
+def _sandboxes(server: Any) -> list[str]:
+    listed = httpx.get(f"{server.url}/v2/sandboxes", headers={"X-API-KEY": server.key}).json()
+    return [item["sandboxID"] for item in listed]
