@@ -196,7 +196,7 @@ def listing(proc: str) -> list[tuple[str, bool]]:
 def cover(proc: str, staging: str, plan: Iterable[Mask]) -> None:
     """Bind the masks over the entries of `proc`, a fresh mount of it that nobody untrusted has reached yet.
 
-    staging: an empty directory; a small tmpfs is mounted there for the masks' contents, and detached at the end.
+    staging: an empty directory; a small tmpfs with the masks' contents is mounted there and detached at the end.
     Masks are read-only for good: to lift that, a process would need CAP_SYS_ADMIN over the mount namespace.
     """
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
@@ -207,9 +207,8 @@ def cover(proc: str, staging: str, plan: Iterable[Mask]) -> None:
     for mask in masks:
         for path, contents in mask.files.items():
             _write(f"{staging}/{mask.name}/{path}".rstrip("/"), contents)
-    live = [
-        path for path in LIVE_SETTINGS if _place_live(f"{proc}/{_TREE}/{path}", f"{staging}/{_TREE}/{path}")
-    ]
+    settings, tree = f"{proc}/{_TREE}", f"{staging}/{_TREE}"
+    live = [path for path in LIVE_SETTINGS if _place_live(f"{settings}/{path}", f"{tree}/{path}")]
     read_only = linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags
     linux.mount(None, staging, None, read_only)  # and binds of it inherit that
     for path in live:
