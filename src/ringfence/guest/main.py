@@ -48,7 +48,7 @@ async def _serve(
     asyncio.get_running_loop().add_reader(lifeline, os._exit, 0)
     reaper = Reaper()
     reaper.start()
-    kernels = KernelPool(config, NurseryClient(nursery))
+    kernels = KernelPool(config, NurseryClient(nursery), meter)
     services = {
         ENVD_PORT: envd.build(config, reaper),
         INTERPRETER_PORT: interpreter.build(config, kernels),

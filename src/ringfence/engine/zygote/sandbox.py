@@ -57,7 +57,17 @@ class Descriptors:
     http: int
     tunnel: int
     nursery: int
-    rest: tuple[int, ...]
+    counters: tuple[int, ...]
+    procs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, fds: list[int], counters: int) -> "Descriptors":
+        """Name the descriptors of a request."""
+        report, template_ns, sandbox_ns, http, tunnel, nursery, *rest = fds
+        numbers = tuple(rest)
+        return cls(
+            report, template_ns, sandbox_ns, http, tunnel, nursery, numbers[:counters], numbers[counters:]
+        )
 
 
 def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
@@ -65,13 +75,11 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
 
     Called in a fresh fork, never returns normally in the process that becomes PID 1.
     """
-    report_fd, template_ns, sandbox_ns, http, tunnel, nursery, *rest = fds
-    given = Descriptors(report_fd, template_ns, sandbox_ns, http, tunnel, nursery, tuple(rest))
+    given = Descriptors.of(fds, request["counters"])
     report = socket.socket(fileno=given.report)
     with _reporting(report):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        counters = given.rest[: request["counters"]]
-        _join_cgroups(given.rest[request["counters"] :])
+        _join_cgroups(given.procs)
         plan = _root_plan(request)
         trees = mounts.clone_lowers(plan.layers, given.sandbox_ns if request["idmap"] else None)
         if not request["single_id"]:
@@ -94,7 +102,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
             http=socket.socket(fileno=given.http),
             tunnels=socket.socket(fileno=given.tunnel),
             nursery=socket.socket(fileno=given.nursery),
-            counters=counters,
+            counters=given.counters,
             lifeline=report,
         )
 
@@ -166,7 +174,7 @@ def _become_init(
 
 
 def _keep_only(given: Descriptors) -> None:
-    kept = sorted({given.report, given.http, given.tunnel, given.nursery, *given.rest})
+    kept = sorted({given.report, given.http, given.tunnel, given.nursery, *given.counters})
     first = 3
     for fd in kept:
         if fd > first:

@@ -13,6 +13,7 @@ from ringfence.guest.interpreter import events
 from ringfence.guest.interpreter.identity import User
 from ringfence.guest.interpreter.nursery import Forked, KernelStartError, NurseryClient
 from ringfence.guest.interpreter.output import OutputPipe, make_pipe
+from ringfence.guest.memory import MemoryMeter
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes one message of a kernel may have, and one cell."""
@@ -27,12 +28,13 @@ StreamName = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What kernel to start."""
+    """What kernel to start. `memory` tells whether its end was for want of memory."""
 
     language: str
     user: User
     cwd: str
     env: dict[str, str] = field(repr=False)
+    memory: MemoryMeter = field(default_factory=MemoryMeter)
 
 
 @dataclass
@@ -104,7 +106,9 @@ class Kernel:
     ended: becomes a sentence that says how the process ended.
     """
 
-    def __init__(self, connection: socket.socket, outputs: tuple[int, int], limits: int) -> None:
+    def __init__(
+        self, connection: socket.socket, outputs: tuple[int, int], limits: int, memory: MemoryMeter
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -112,6 +116,8 @@ class Kernel:
         self._partial = bytearray()
         self._pid = 0
         self._killed_for: str | None = None
+        self._memory = memory
+        self._oom_kills = memory.oom_kills()
         self._run: Run | None = None
         self._idle: list[tuple[StreamName, str]] = []
         self._idle_room = limits
@@ -129,7 +135,7 @@ class Kernel:
         """A kernel that is ready for its first cell. Raises KernelStartError."""
         ours, theirs = socket.socketpair()
         stdout, stderr, null = make_pipe(), make_pipe(), os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        kernel = cls(ours, (stdout[0], stderr[0]), _IDLE_OUTPUT)
+        kernel = cls(ours, (stdout[0], stderr[0]), _IDLE_OUTPUT, spec.memory)
         try:
             given = (theirs.fileno(), null, stdout[1], stderr[1])
             forked = await nursery.fork(spec.user, spec.cwd, spec.env, given)
@@ -299,7 +305,8 @@ class Kernel:
             self._receive(bytes(line))
         self._stdout.finish()
         self._stderr.finish()
-        ending = _describe(exited.result(), self._killed_for)
+        starved = self._memory.oom_kills() > self._oom_kills
+        ending = _describe(exited.result(), self._killed_for, self._memory.describe() if starved else None)
         if not self.ended.done():
             self.ended.set_result(ending)
         if not self._ready.done():
@@ -317,7 +324,7 @@ class Kernel:
         self._connection.close()
 
 
-def _describe(status: int, killed_for: str | None) -> str:
+def _describe(status: int, killed_for: str | None, out_of_memory: str | None) -> str:
     """How a process with this wait status ended, as a sentence without its subject."""
     if killed_for is not None:
         return f"was killed because {killed_for}"
@@ -328,7 +335,6 @@ def _describe(status: int, killed_for: str | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = ""
-    if -code == signal.SIGKILL:
-        hint = "; nobody asked for that, so most likely the sandbox's memory limit was reached"
-    return f"was ended by {name}{hint}"
+    if -code == signal.SIGKILL and out_of_memory is not None:
+        return out_of_memory
+    return f"was ended by {name}"

@@ -9,6 +9,7 @@ from ringfence.guest.interpreter.context import Context
 from ringfence.guest.interpreter.identity import kernel_environment, kernel_user
 from ringfence.guest.interpreter.kernel import KernelSpec
 from ringfence.guest.interpreter.nursery import KernelStartError, NurseryClient
+from ringfence.guest.memory import MemoryMeter
 
 _log = logging.getLogger(__name__)
 
@@ -23,9 +24,12 @@ class UnknownContextError(Exception):
 class KernelPool:
     """The contexts, by id, in the order they were made. `start` must be called on the running loop."""
 
-    def __init__(self, config: GuestConfig, nursery: NurseryClient) -> None:
+    def __init__(
+        self, config: GuestConfig, nursery: NurseryClient, memory: MemoryMeter | None = None
+    ) -> None:
         self._config = config
         self._nursery = nursery
+        self._memory = memory or MemoryMeter()
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         self._starting: asyncio.Task[None] | None = None
@@ -92,7 +96,7 @@ class KernelPool:
     def _add(self, kind: str, cwd: str) -> Context:
         user = kernel_user(self._config)
         env = kernel_environment(self._config, user)
-        context = Context(str(uuid.uuid4()), self._nursery, KernelSpec(kind, user, cwd, env))
+        context = Context(str(uuid.uuid4()), self._nursery, KernelSpec(kind, user, cwd, env, self._memory))
         self._contexts[context.id] = context
         return context
 

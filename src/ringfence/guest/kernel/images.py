@@ -23,6 +23,8 @@ def show_images(module: ModuleType) -> None:
         display(self)
 
     displaying_save.__doc__, show.__doc__ = save.__doc__, image.show.__doc__
+    # What a program that is forked from a kernel, and has no displays, puts back.
+    displaying_save.__wrapped__, show.__wrapped__ = save, image.show  # type: ignore[attr-defined]
     displaying_save._displays = True  # type: ignore[attr-defined]
     image.save, image.show = displaying_save, show
 
