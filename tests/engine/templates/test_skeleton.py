@@ -9,7 +9,7 @@ import pytest
 
 from ringfence.engine.templates.hostfiles import add_host_files, find_certificates
 from ringfence.engine.templates.plan import Plan
-from ringfence.engine.templates.skeleton import host_root_directories, plan_skeleton
+from ringfence.engine.templates.skeleton import _cpu_mask, host_root_directories, plan_skeleton
 
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
@@ -80,6 +80,20 @@ def test_programs_of_the_host_are_where_the_host_has_them(tree: Path) -> None:
             assert os.readlink(tree / name) == os.readlink(outside)
         elif outside.is_dir():
             assert (tree / name).is_dir() and f"/{name}" in host_root_directories()
+
+
+def test_processors_can_be_counted(tree: Path) -> None:
+    cpu = tree / "sys/devices/system/cpu"
+    count = os.cpu_count() or 1
+    assert (cpu / "possible").read_text() == (f"0-{count - 1}\n" if count > 1 else "0\n")
+    assert len(list(cpu.glob("cpu*/topology/core_id"))) == count
+    masks = [int(path.read_text().replace(",", ""), 16) for path in cpu.glob("cpu*/topology/thread_siblings")]
+    assert sorted(masks) == [1 << number for number in range(count)]
+
+
+@pytest.mark.parametrize(("count", "mask"), [(1, "1"), (3, "4"), (33, "00000001,00000000")])
+def test_processor_masks_are_written_as_sysfs_does(count: int, mask: str) -> None:
+    assert _cpu_mask({count - 1}, count) == mask
 
 
 def test_hosts_without_a_merged_usr_show_their_own_directories(tmp_path: Path) -> None:

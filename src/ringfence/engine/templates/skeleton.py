@@ -56,6 +56,7 @@ def plan_skeleton(template_id: str, name: str) -> Plan:
     for path, target in _LINKS.items():
         plan.link(path, target)
     _add_programs(plan)
+    _add_processors(plan, os.cpu_count() or 1)
     add_host_files(plan)
     _add_own_files(plan)
     _add_homes(plan)
@@ -78,6 +79,32 @@ def _add_programs(plan: Plan, root: Path = Path("/")) -> None:
             plan.link(f"/{name}", os.readlink(path))  # noqa: PTH115 (as text, unchanged)
         elif path.is_dir():
             plan.directory(f"/{name}")
+
+
+def _add_processors(plan: Plan, count: int) -> None:
+    """What of ``/sys`` by which programs count processors: lscpu, and through it joblib and scikit-learn.
+
+    Generated: `count` processors, each a core of its own, whatever the host's real topology is.
+    """
+    top = "/sys/devices/system/cpu"
+    for name in ("possible", "present", "online"):
+        plan.file(f"{top}/{name}", f"0-{count - 1}\n".encode() if count > 1 else b"0\n", 0o444)
+    for number in range(count):
+        topology = {
+            "core_id": str(number),
+            "physical_package_id": "0",
+            "thread_siblings": _cpu_mask({number}, count),
+            "core_siblings": _cpu_mask(set(range(count)), count),
+        }
+        for name, text in topology.items():
+            plan.file(f"{top}/cpu{number}/topology/{name}", f"{text}\n".encode(), 0o444)
+
+
+def _cpu_mask(processors: set[int], count: int) -> str:
+    """A set of processors as sysfs writes it: hexadecimal words of 32 bits, the highest first."""
+    bits = sum(1 << number for number in processors)
+    words = [(bits >> shift) & 0xFFFFFFFF for shift in range(0, count, 32)]
+    return ",".join(f"{word:08x}" if count > 32 else f"{word:x}" for word in reversed(words))
 
 
 def _add_own_files(plan: Plan) -> None:
