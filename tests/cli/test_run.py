@@ -95,13 +95,25 @@ import matplotlib.pyplot as plt
 from PIL import Image
 plt.plot([1, 2]); plt.show()
 plt.figure(); plt.figure(); plt.show()
-Image.new("RGB", (4, 4)).show()
+image = Image.new("RGB", (4, 4))
+image.save("quiet.png")
+image.show()
 """
     ended = run("--figures", "pictures", "-c", code)
-    assert ended.returncode == 0, ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, b""), ended.stderr
     saved = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert saved == [f"figure-{number}.png" for number in (1, 2, 3, 4)]
     assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in saved)
+
+
+def test_a_shown_plotly_figure_is_saved_as_a_page(
+    run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    if environment["RINGFENCE_TEMPLATE"] != "code-interpreter-v1":
+        pytest.skip("plotly is in the large template only")
+    ended = run("-c", "import plotly.express as px; px.line(y=[1, 2]).show()")
+    assert (ended.returncode, ended.stdout) == (0, b""), ended.stderr
+    assert "plotly" in (tmp_path / "figures" / "figure-1.html").read_text()
 
 
 def test_a_missing_output_fails_a_script_that_succeeded(run: Run) -> None:

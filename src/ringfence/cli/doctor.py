@@ -3,13 +3,13 @@
 import asyncio
 import json
 import platform
-import sys
 import time
 from typing import Any
 
 import click
 
 from ringfence import __version__
+from ringfence.cli.leaving import leave
 
 
 @click.command("doctor")
@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(report, indent=2))
     else:
         click.echo("\n".join(_as_text(report)))
-    sys.exit(0 if report["works"] else 1)
+    leave(0 if report["works"] else 1)
 
 
 async def _examine() -> dict[str, Any]:

@@ -203,7 +203,8 @@ async def _save_figures(sandbox: AsyncSandbox, directory: Path) -> None:
         return
     pictures = [entry for entry in entries if entry.type == FileType.FILE and entry.size <= _MAX_PICTURE]
     for number, entry in enumerate(sorted(pictures, key=lambda entry: (len(entry.name), entry.name)), 1):
-        target = directory / f"figure-{number}.png"
+        suffix = ".html" if entry.name.endswith(".html") else ".png"
+        target = directory / f"figure-{number}{suffix}"
         await _download_file(sandbox, entry.path, target)
         _say(f"saved {target}")
 

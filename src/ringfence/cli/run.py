@@ -54,6 +54,7 @@ def command(
     timeout;
     130: interrupted; 125: there is no sandbox to run it in.
     """
+    from ringfence.cli.leaving import leave
     from ringfence.cli.one_shot import OneShot, run_one_shot
     from ringfence.core.config import load_settings
 
@@ -80,11 +81,11 @@ def command(
     if template is not None:
         settings = settings.model_copy(update={"template": template})
     try:
-        sys.exit(asyncio.run(run_one_shot(job, settings)))
+        leave(asyncio.run(run_one_shot(job, settings)))
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        leave(128 + signal.SIGINT)
     except asyncio.CancelledError:
-        sys.exit(128 + signal.SIGTERM)
+        leave(128 + signal.SIGTERM)
 
 
 def _read(script: str) -> tuple[str, bytes]:

@@ -11,6 +11,7 @@ import atexit
 import base64
 import builtins
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -41,11 +42,11 @@ class FigureManager(FigureManagerBase):
 class FigureCanvas(FigureCanvasAgg):
     manager_class = FigureManager
 
-def save(write):
+def save(write, suffix="png"):
     directory = os.environ["RINGFENCE_FIGURES"]
     os.makedirs(directory, exist_ok=True)
     number = len(os.listdir(directory)) + 1
-    write(os.path.join(directory, f"figure-{number}.png"))
+    write(os.path.join(directory, f"figure-{number}.{suffix}"))
 """
 
 
@@ -154,12 +155,23 @@ def _forget_the_kernel() -> None:
     if "asyncio" in sys.modules:
         sys.modules["asyncio"]._set_running_loop(None)
         sys.modules["asyncio"].set_event_loop(None)
-    for name in ("get_ipython", "display", "In", "Out"):
+    for name in ("get_ipython", "display"):
         if hasattr(builtins, name):
             delattr(builtins, name)
+    builtins.input = _input
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "_kernel" not in type(finder).__module__]
     interactive = sys.modules.get("IPython.core.interactiveshell")
     if interactive is not None:
         interactive.InteractiveShell.clear_instance()
+
+
+def _input(prompt: object = "") -> str:
+    """What `input` does without a terminal; the kernel has put its own in the place of Python's."""
+    print(prompt, end="", flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError("EOF when reading a line")
+    return line.removesuffix("\n")
 
 
 def script(config: Config) -> int:
@@ -196,7 +208,7 @@ def _exit_code(code: Any) -> int:
 
 
 def _catch_figures(config: Config, source: bytes) -> None:
-    """Pictures that the script shows become files: matplotlib by a backend of ours, Pillow by a viewer."""
+    """Pictures that the script shows become files: by a backend for matplotlib, and in Pillow and plotly."""
     os.environ["RINGFENCE_FIGURES"] = config["figures"]
     os.environ["MPLBACKEND"] = "module://ringfence_figures"
     sys.path.append(config["library"])
@@ -204,20 +216,33 @@ def _catch_figures(config: Config, source: bytes) -> None:
         sys.modules["matplotlib"].rcParams["backend"] = "module://ringfence_figures"
         if "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].switch_backend("module://ringfence_figures")
-    if b"PIL" in source:
-        with contextlib.suppress(ImportError):
-            _catch_pillow()
+    for word, catch in ((b"PIL", _catch_pillow), (b"plotly", _catch_plotly)):
+        if word in source:
+            with contextlib.suppress(ImportError):
+                catch()
 
 
 def _catch_pillow() -> None:
-    image_show: Any = importlib.import_module("PIL.ImageShow")
+    image: Any = importlib.import_module("PIL.Image").Image
+    image.save = getattr(image.save, "__wrapped__", image.save)
 
-    class Viewer(image_show.Viewer):  # type: ignore[misc]
-        def show(self, image: Any, **options: Any) -> int:
-            importlib.import_module("ringfence_figures").save(image.save)
-            return 1
+    def show(self: Any, title: str | None = None, **options: Any) -> None:
+        importlib.import_module("ringfence_figures").save(self.save)
 
-    image_show.register(Viewer(), 0)
+    image.show = show
+
+
+def _catch_plotly() -> None:
+    plotly: Any = importlib.import_module("plotly.io")
+    base: Any = importlib.import_module("plotly.io._base_renderers")
+
+    class Renderer(base.ExternalRenderer):  # type: ignore[misc]
+        def render(self, fig_dict: Any) -> None:
+            write = functools.partial(plotly.write_html, fig_dict, validate=False)
+            importlib.import_module("ringfence_figures").save(write, "html")
+
+    plotly.renderers["ringfence_run"] = Renderer()
+    plotly.renderers.default = "ringfence_run"
 
 
 if __name__ == "__main__" and len(sys.argv) == 2 and sys.argv[1].startswith("{"):
