@@ -58,7 +58,7 @@ class Proxy:
         except ClientGoneError:
             return
         else:
-            await self._respond(record, target, exchange, connection, scope, receive, send)
+            await self._respond(record, target, exchange, connection, scope, send)
 
     async def _request(self, record: Record, target: Target, exchange: Exchange) -> GuestConnection:
         """Send the request and wait for the response's head.
@@ -82,7 +82,6 @@ class Proxy:
         exchange: Exchange,
         connection: GuestConnection,
         scope: Scope,
-        receive: Receive,
         send: Send,
     ) -> None:
         head = await connection.head()
@@ -107,7 +106,10 @@ class Proxy:
             return
         finally:
             await exchange.end()
-            self._pool.give_back(record.sandbox, target.port, connection)
+            if self._registry.find(target.sandbox_id) is None:
+                connection.close()
+            else:
+                self._pool.give_back(record.sandbox, target.port, connection)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _gone(self, target: Target, scope: Scope) -> Response:
