@@ -73,11 +73,15 @@ def as_user() -> Callable[..., Any]:
     return lambda function, *args: run_in_child(function, *args, uid=uid)
 
 
-def enter_user_namespace(flags: int = 0) -> None:
-    """Become uid 0 of a new user namespace, and of what else `flags` name."""
+def enter_user_namespace(flags: int = 0, inside: int = 0) -> None:
+    """Become uid `inside` of a new user namespace, and enter what else `flags` name."""
     uid, gid = os.geteuid(), os.getegid()
     linux.unshare(linux.CLONE_NEWUSER | flags)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{inside} {uid} 1"),
+        ("gid_map", f"{inside} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     if flags & linux.CLONE_NEWNS:
@@ -85,7 +89,7 @@ def enter_user_namespace(flags: int = 0) -> None:
 
 
 @pytest.fixture
-def user_namespace() -> Callable[[int], None]:
+def user_namespace() -> Callable[..., None]:
     return enter_user_namespace
 
 

@@ -196,7 +196,7 @@ def listing(proc: str) -> list[tuple[str, bool]]:
 def cover(proc: str, staging: str, plan: Iterable[Mask]) -> None:
     """Bind the masks over the entries of `proc`, a fresh mount of it that nobody untrusted has reached yet.
 
-    staging: an empty directory; a small tmpfs with the masks' contents is mounted there and detached at the end.
+    staging: an empty directory; a small tmpfs is mounted there for the contents, and detached at the end.
     Masks are read-only for good: to lift that, a process would need CAP_SYS_ADMIN over the mount namespace.
     """
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
