@@ -50,14 +50,25 @@ def drop(keep: frozenset[int] = frozenset()) -> None:
     """
     wanted = sum(1 << number for number in keep)
     # In this order: shrinking the bounding set takes CAP_SETPCAP, which capset may take away.
-    surplus = bounding() & ~wanted
     for number in range(_MOST):
-        if surplus >> number & 1:
-            linux.prctl(linux.PR_CAPBSET_DROP, number)
+        if not wanted >> number & 1 and not _drop_from_bounding(number):
+            break
     with contextlib.suppress(OSError):  # Linux before 4.3 has no ambient set
         linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     _, permitted, _ = linux.capget()
     linux.capset(permitted & wanted, permitted & wanted, 0)
+
+
+def _drop_from_bounding(number: int) -> bool:
+    """Drop one; whether the kernel knows it."""
+    try:
+        linux.prctl(linux.PR_CAPBSET_DROP, number)
+    except PermissionError:
+        if bounding() >> number & 1:
+            raise
+    except OSError:  # one past the newest
+        return False
+    return True
 
 
 def no_new_privs() -> None:
