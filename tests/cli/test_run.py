@@ -169,8 +169,9 @@ def test_output_streams_while_the_script_runs(tmp_path: Path, environment: dict[
     process.communicate(timeout=30)
 
 
-def test_with_the_embedded_server(tmp_path: Path) -> None:
-    environment = {**os.environ, "RINGFENCE_TEMPLATE": "base"}
+def test_with_the_embedded_server_whatever_proxy_is_set(tmp_path: Path) -> None:
+    proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    environment = {**os.environ, **proxies, "RINGFENCE_TEMPLATE": "base"}
     ended = subprocess.run(
         [*COMMAND, "-c", "print(6 * 7)"], cwd=tmp_path, env=environment, capture_output=True
     )

@@ -64,6 +64,16 @@ def server_environment(environ: Mapping[str, str], api_key: str) -> dict[str, st
     return {**allowed, "RINGFENCE_API_KEY": api_key}
 
 
+def _bypass_proxies() -> None:
+    """Let no proxy stand between us and our own loopback: the SDK's HTTP library takes proxies from the
+    environment.
+    """
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        if "127.0.0.1" not in hosts:
+            os.environ[name] = ",".join([*hosts, "127.0.0.1"])
+
+
 @dataclass
 class EmbeddedServer:
     """A running embedded server. `url` and `api_key` are all that a client needs."""
@@ -82,6 +92,7 @@ class EmbeddedServer:
 
         A `BackendError` carries the server's own last words when it does not get ready.
         """
+        _bypass_proxies()
         child = await asyncio.to_thread(_Child, template)
         try:
             async with asyncio.timeout(start_timeout):
@@ -257,9 +268,8 @@ def _parent() -> Path:
 def _make_directory() -> Path:
     """A directory for one server, named after this process, by which `_sweep` knows when it is rubbish."""
     while True:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another process's last server has just removed the parent
+        # Another process's last server may just have removed the parent.
+        with contextlib.suppress(FileNotFoundError):
             prefix = f"{os.getpid()}-{_start_time(os.getpid())}-"
             return Path(tempfile.mkdtemp(prefix=prefix, dir=_parent()))
 
@@ -274,10 +284,11 @@ def _start_time(pid: int) -> str | None:
 
 def _sweep() -> None:
     """Remove what servers of processes that were killed have left."""
-    for directory in _parent().iterdir():
-        pid, _, rest = directory.name.partition("-")
-        if pid.isdecimal() and _start_time(int(pid)) != rest.partition("-")[0]:
-            shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        for directory in list(_parent().iterdir()):
+            pid, _, rest = directory.name.partition("-")
+            if pid.isdecimal() and _start_time(int(pid)) != rest.partition("-")[0]:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Shared:

@@ -1,10 +1,13 @@
 """What the server promises before any code runs: the protocol, the tools' descriptions, and how it ends."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -160,3 +163,77 @@ def test_its_output_is_json_rpc_only_and_descriptors_are_diverted(tmp_path: Path
     finally:
         process.kill()
         process.communicate()
+
+
+def family_of(pid: int) -> set[tuple[int, str]]:
+    """All processes below `pid`, each with its start time."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append((int(stat.parent.name), fields[19]))
+    found: set[tuple[int, str]] = set()
+    waiting = [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found.update(children)
+        waiting += [child for child, _ in children]
+    return found
+
+
+def living(family: set[tuple[int, str]]) -> list[int]:
+    alive = []
+    for pid, started in family:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[19] == started and fields[0] != "Z":
+                alive.append(pid)
+    return alive
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "EOF", "SIGKILL"])
+def test_however_it_ends_in_the_middle_of_a_call_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setenv("RINGFENCE_TEMPLATE", "base")
+    process = start(tmp_path)
+    try:
+        send(process, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+        arguments = {"code": "open('begun', 'w').close()\nimport time; time.sleep(300)"}
+        call = {"name": "execute_code", "arguments": arguments}
+        send(process, {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call})
+        wait_for_file(process)
+        family = family_of(process.pid)
+        assert len(family) > 3
+        if end == "EOF":
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        else:
+            process.send_signal(signal.Signals[end])
+        process.wait(30)
+        assert process.returncode == (-signal.SIGKILL if end == "SIGKILL" else 0)
+        deadline = time.monotonic() + 30
+        while left := living(family):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+        parent = Path(tempfile.gettempdir()) / f"ringfence-{os.getuid()}"
+        assert end == "SIGKILL" or not list(parent.glob(f"{process.pid}-*"))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_file(process: "subprocess.Popen[bytes]") -> None:
+    """Ask the server until the running cell has made its file."""
+    assert process.stdout is not None
+    number = 100
+    while True:
+        number += 1
+        call = {"name": "list_files", "arguments": {"pattern": "begun"}}
+        send(process, {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": call})
+        while (answer := json.loads(process.stdout.readline())).get("id") != number:
+            pass
+        if answer["result"]["structuredContent"]["total"]:
+            return
+        time.sleep(0.1)

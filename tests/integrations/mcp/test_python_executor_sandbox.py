@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -347,3 +350,29 @@ async def test_concurrent_first_calls_share_one_session(connect: Connect, remote
         records = await asyncio.gather(*(execute(client, f"print({n})") for n in range(10)))
         assert len({record["session_id"] for record in records}) == 1
         assert sorted(record["stdout"] for record in records) == [f"{n}\n" for n in range(10)]
+
+
+def embedded_server_of(directory: Path) -> int:
+    """The pid of the server that the MCP server whose working directory is `directory` has started."""
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            children = [
+                pid for task in cwd.parent.glob("task/*/children") for pid in task.read_text().split()
+            ]
+            if cwd.readlink() == directory and children:
+                (pid,) = children
+                return int(pid)
+    raise AssertionError("there is no embedded server")
+
+
+async def test_an_embedded_server_that_dies_is_replaced_and_told(connect: Connect, tmp_path: Path) -> None:
+    async with connect(RINGFENCE_TEMPLATE="base") as client:
+        first = await execute(client, "a = 1")
+        assert first["backend"].startswith("local, isolation ")
+        os.kill(embedded_server_of(tmp_path), signal.SIGKILL)
+        second = await client.call_tool("execute_code", {"code": "'a' in globals()"})
+        if second.is_error:  # it noticed in the middle of the call
+            second = await client.call_tool("execute_code", {"code": "'a' in globals()"})
+        record = record_of(second)
+        assert record["result"] == "False"
+        assert "the sandbox server ended" in record["session_note"]

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
 from mcp.server.mcpserver import Context
 
 _TICK = 0.5
@@ -43,7 +44,10 @@ class Heartbeat:
             self._sent, last = message, now
             elapsed = now - self._started
             text = f"{elapsed:.0f} s: {message}" if message else f"running for {elapsed:.0f} s"
-            await self._ctx.report_progress(round(elapsed, 2), None, text)
+            try:
+                await self._ctx.report_progress(round(elapsed, 2), None, text)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+                return  # the client has gone; the call is about to be cancelled
 
 
 @contextlib.asynccontextmanager

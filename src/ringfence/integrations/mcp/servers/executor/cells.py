@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import httpx
-from e2b import TimeoutException
+from e2b import SandboxException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox, ExecutionError, OutputMessage, Result
 
 from ringfence.integrations.mcp.servers.executor.output import Output
@@ -156,8 +156,8 @@ async def _judge_lost(sandbox: AsyncSandbox, cell: Cell, error: Exception) -> No
 
 
 async def is_gone(sandbox: AsyncSandbox) -> bool:
-    """Whether the sandbox certainly does not exist any more; an unreachable backend counts as gone too."""
+    """Whether the sandbox certainly does not exist any more; False when the backend does not answer."""
     try:
         return not await sandbox.is_running(request_timeout=5)
-    except (TimeoutException, httpx.HTTPError):
-        return True
+    except (SandboxException, httpx.HTTPError):
+        return False
