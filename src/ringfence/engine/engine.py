@@ -2,9 +2,6 @@
 
 import asyncio
 import dataclasses
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +11,7 @@ from ringfence.core.errors import LimitError, SandboxNotFoundError, TemplateErro
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink
 from ringfence.engine.model import Exit, Limits, Sandbox, SandboxSpec, Stats, Template
+from ringfence.engine.runtime_dir import make_runtime_dir, remove_runtime_dir
 from ringfence.engine.settings import EngineSettings
 from ringfence.engine.templates.build import ensure_template
 
@@ -46,10 +44,7 @@ class Engine:
         templates = []
         for name in settings.templates:
             templates.append(await asyncio.to_thread(ensure_template, name, settings.cache_dir, progress))
-        runtime_dir = settings.runtime_dir or Path(
-            tempfile.mkdtemp(prefix="ringfence-", dir=_runtime_parent())
-        )
-        runtime_dir.mkdir(mode=0o700, exist_ok=True)
+        runtime_dir = make_runtime_dir(settings.runtime_dir)
         link = await LauncherLink.start()
         engine = cls(settings, link, runtime_dir)
         try:
@@ -87,7 +82,7 @@ class Engine:
         """Kill every sandbox, end the launcher, remove the runtime directory."""
         await self._link.aclose()
         self._sandboxes.clear()
-        await asyncio.to_thread(shutil.rmtree, self._runtime_dir, ignore_errors=True)
+        await asyncio.to_thread(remove_runtime_dir, self._runtime_dir)
 
     @property
     def templates(self) -> Mapping[str, Template]:
@@ -196,12 +191,3 @@ def _layers(template: Template) -> list[dict[str, Any]]:
     return [
         {"target": layer.target, "lowers": [str(path) for path in layer.lowers]} for layer in template.layers
     ]
-
-
-def _runtime_parent() -> str:
-    """A short directory of ours for Unix sockets, whose paths may have 107 bytes at most (unix(7))."""
-    candidates = ["/run"] if os.geteuid() == 0 else [os.environ.get("XDG_RUNTIME_DIR", "")]
-    for candidate in candidates:
-        if candidate and len(candidate) < 40 and Path(candidate).is_dir() and os.access(candidate, os.W_OK):
-            return candidate
-    return "/tmp"  # noqa: S108

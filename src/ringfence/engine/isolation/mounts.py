@@ -11,12 +11,15 @@ namespace is entered, because only then the caller may see and map them; everyth
 outside.
 """
 
+import math
 import os
 import stat
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import linux
+from . import linux, procfs
 
 # Every Linux has /tmp, and the mount namespace is private: nothing is ever visible there outside of it.
 _STAGE = "/tmp"  # noqa: S108
@@ -92,7 +95,9 @@ def assemble(plan: RootPlan, trees: list[list[int]]) -> None:
         _overlay(plan, number, layer, fds)
     _mount_dev(plan)
     _mount_proc(plan)
-    if not plan.writable:
+    if plan.writable:
+        _tell_processors(plan.cpus)
+    else:
         # Packages want a home and a temporary directory for their caches; nothing of these is seen in a
         # sandbox.
         for directory in ("/tmp", "/run", "/home/user"):  # noqa: S108
@@ -153,18 +158,29 @@ def _mount_dev(plan: RootPlan) -> None:
 
 def _mount_proc(plan: RootPlan) -> None:
     proc = f"{_ROOT}/proc"
+    boot_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    files = procfs.generate(plan.memory, plan.cpus, str(uuid.uuid4()), boot_time)
     if plan.own_pids:
-        options = "hidepid=invisible"
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-        linux.mount("proc", proc, "proc", flags, options)
+        linux.mount("proc", proc, "proc", flags, "hidepid=invisible")
         _open_low_ports(proc)
-        _mask(proc, {})
+        os.mkdir(f"{_STAGE}/masks")
+        procfs.cover(proc, f"{_STAGE}/masks", procfs.mask_plan(procfs.listing(proc), files))
         linux.mount(None, proc, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags)
         return
     linux.mount("tmpfs", proc, "tmpfs", _LOCKED, "size=1m,nr_inodes=256,mode=755")
-    for name, contents in {}.items():
-        if contents is not None:
-            _write(f"{proc}/{name}", contents)
+    for name, contents in files.items():
+        _write(f"{proc}/{name}", contents)
+
+
+def _tell_processors(cpus: float) -> None:
+    """Where the template says how many processors the host has, say how many this sandbox may use."""
+    if math.ceil(cpus) == os.cpu_count():
+        return
+    for name, contents in procfs.generate_sys(cpus).items():
+        if os.path.exists(f"{_ROOT}/sys/{name}"):
+            os.unlink(f"{_ROOT}/sys/{name}")
+            _write(f"{_ROOT}/sys/{name}", contents)
 
 
 def _open_low_ports(proc: str) -> None:
@@ -178,25 +194,6 @@ def _open_low_ports(proc: str) -> None:
             except OSError:
                 if name == "ip_unprivileged_port_start":
                     raise
-
-
-def _mask(proc: str, masks: dict[str, bytes | None]) -> None:
-    """Cover entries of /proc.
-
-    Nothing hostile runs in this mount namespace yet, so there is no race to lose.
-    """
-    os.mkdir(f"{_STAGE}/masks")
-    hidden_dir = f"{_STAGE}/masks/empty"
-    os.mkdir(hidden_dir, 0o555)
-    for number, (name, contents) in enumerate(masks.items()):
-        target = f"{proc}/{name}"
-        if contents is not None:
-            cover = f"{_STAGE}/masks/{number}"
-            _write(cover, contents)
-            os.chmod(cover, 0o444)
-        else:
-            cover = hidden_dir if os.path.isdir(target) else f"{_ROOT}/dev/null"
-        linux.mount(cover, target, None, linux.MS_BIND)
 
 
 def _write(path: str, contents: bytes) -> None:

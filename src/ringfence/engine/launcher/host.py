@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringfence.core.errors import LimitError, UnsupportedHostError
-from ringfence.engine.isolation import cgroups, landlock, linux, userns
+from ringfence.engine.isolation import cgroups, landlock, linux, probe, userns
+
+_IDMAPPED = "id-mapped mounts"
+_OPTIONAL = frozenset({"Landlock", "cgroups"})
+"""Features whose absence only weakens a layer; the report tells of it."""
 
 
 @dataclass
@@ -30,15 +34,13 @@ class Host:
     def prepare(cls, debug: bool) -> "Host":
         """Detect cgroups, then leave the host's mount namespace; an ordinary user its user namespace too."""
         privileged = os.geteuid() == 0
+        _require_features(privileged)
         driver = cgroups.detect()
         driver.sweep()
-        try:
-            if not privileged:
-                userns.become_namespace_root()
-            linux.unshare(linux.CLONE_NEWNS)
-            linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        except OSError as error:
-            raise UnsupportedHostError(_namespace_remedy(error, privileged)) from error
+        if not privileged:
+            userns.become_namespace_root()
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
         return cls(privileged, userns.IdPlan(single=not privileged), driver, debug)
 
     def create_template_namespace(self, index: int) -> int:
@@ -89,25 +91,11 @@ def _layer(name: str, in_force: bool, detail: str, remedy: str = "") -> dict[str
     return {"name": name, "in_force": in_force, "detail": detail, "remedy": remedy}
 
 
-def _namespace_remedy(error: OSError, privileged: bool) -> str:
-    if privileged:
-        return (
-            f"cannot create namespaces: {error}. Ringfence needs CAP_SYS_ADMIN: run it outside of a container"
-        )
-    hints = [
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
-        ("/proc/sys/user/max_user_namespaces", "0"),
-    ]
-    for path, value in hints:
-        try:
-            with open(path) as file:
-                found = file.read().strip()
-        except OSError:
-            continue
-        if found == value:
-            name = path.removeprefix("/proc/sys/").replace("/", ".")
-            return f"user namespaces are refused ({error}): {name} = {value}; allow them, or start as root"
-    return (
-        f"user namespaces are refused ({error}); allow them for ordinary users, or start the engine as root"
-    )
+def _require_features(privileged: bool) -> None:
+    """Refuse a machine that lacks something the sandboxes are made of, naming it and its remedy."""
+    optional = _OPTIONAL if privileged else _OPTIONAL | {_IDMAPPED}
+    missing = [feature for feature in probe.detect_features() if not feature.available]
+    essential = [feature for feature in missing if feature.name not in optional]
+    if essential:
+        lines = [f"- {feature.name}: {feature.detail}. Remedy: {feature.remedy}" for feature in essential]
+        raise UnsupportedHostError("this machine cannot isolate sandboxes:\n" + "\n".join(lines))

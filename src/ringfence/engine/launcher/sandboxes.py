@@ -144,6 +144,7 @@ class Sandboxes:
             "namespaces": len(record.namespaces),
             "single_id": record.template.plan.single,
             "limits": record.limits,
+            "bound_memory": not self._host.cgroups.available,
             "debug": self._host.debug,
         }
         fds = [*record.namespaces, record.slot_fd, record.nursery_end.fileno(), *procs]

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from ringfence.engine.isolation import linux, seccomp
+from ringfence.engine.isolation import linux, procfs, seccomp
 from ringfence.engine.zygote import channel, sandbox
 
 
@@ -22,6 +22,7 @@ def serve(requests: socket.socket) -> None:
     counters and the cgroups' ``cgroup.procs``. The forked child answers on the report channel, not here.
     """
     program = seccomp.build()
+    procfs.host_processor()  # slow to read on large machines, and the same for every sandbox
     gc.collect()
     gc.freeze()
     while True:

@@ -89,7 +89,7 @@ def _settle(nursery: int, request: dict[str, Any], program: bytes) -> None:
     if nursery != 3:
         os.dup2(nursery, 3)
     linux.close_range(4)
-    rlimits.apply(request["limits"])
+    rlimits.apply(request["limits"], bound_memory=request["bound_memory"])
     capabilities.drop(keep=_KEPT)
     capabilities.no_new_privs()
     landlock.restrict([landlock.PathRule("/", landlock.ALL)], scopes=0)

@@ -163,7 +163,7 @@ def _become_init(
     os.close(given.sandbox_ns)
     os.close(given.template_ns)
     _keep_only(given)
-    rlimits.apply(request["limits"])
+    rlimits.apply(request["limits"], bound_memory=not given.counters)
     capabilities.drop(keep=_KEPT)
     capabilities.no_new_privs()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
