@@ -13,7 +13,9 @@ DEFAULT_TEMPLATES = ("base", "code-interpreter-v1")
 class ServeSettings(BaseSettings):
     """How a server is to run. Every field may also be given as a variable, e.g. ``RINGFENCE_PORT=3000``."""
 
-    model_config = SettingsConfigDict(env_prefix="RINGFENCE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="RINGFENCE_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(3000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")

@@ -72,3 +72,13 @@ def test_templates_of_the_same_packages_share_them() -> None:
 
     assert base.template_id != mini.template_id
     assert base.layers[-1] == mini.layers[-1]
+
+
+def test_a_relative_cache_directory_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-built tree is handed to programs that run elsewhere."""
+    (tmp_path / "cache").symlink_to(default_cache_dir())
+    monkeypatch.chdir(tmp_path)
+
+    template = ensure_template("code-interpreter-mini", Path("cache"))
+
+    assert all(lower.is_absolute() for layer in template.layers for lower in layer.lowers)

@@ -34,7 +34,7 @@ def ensure_template(
     """
     definition = definition_of(name)
     interpreter = find_interpreter(python)
-    cache = LayerCache(cache_dir / "templates")
+    cache = LayerCache(cache_dir.absolute() / "templates")
     cache.sweep()
     try:
         return _assemble(definition, interpreter, cache, progress)
