@@ -66,7 +66,7 @@ class Host:
             ),
             _layer("mount, PID, network, IPC, UTS, cgroup namespaces", True, "new for every sandbox"),
             _layer("read-only template, size-limited writable layer", True, "overlay on tmpfs"),
-            _layer("masked /proc, no /sys, minimal /dev", True, "hidepid, generated files"),
+            _layer("masked /proc, generated /sys, minimal /dev", True, "hidepid, generated files"),
             _layer("no network but loopback", True, "no interface in the network namespace"),
             _layer("no capability outside, no_new_privs", True, "bounding set dropped"),
             _layer("seccomp", True, f"allow-list for {linux.ARCH}"),
