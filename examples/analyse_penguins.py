@@ -1,5 +1,7 @@
 """Analyse a real data set in a sandbox, as an MCP client does; run by ``make run``.
 
+    python analyse_penguins.py [OUT]
+
 Starts ``ringfence mcp`` over stdio, uploads the data, runs an analysis cell by cell in one session, saves
 the charts under ``out/``, and shows how long everything took, how it was isolated, and that nothing of it
 is left.
@@ -22,9 +24,13 @@ from penguin_cells import CELLS
 
 HERE = Path(__file__).parent
 DATA = HERE / "data" / "penguins.csv"
-OUT = HERE.parent / "out"
+OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "out"
 META_KEY = "io.ringfence/result"
 LONGEST_CALL_S = 1800  # the very first one builds the template
+
+
+class FailedError(Exception):
+    """A step did not work; the message is for the user."""
 
 
 class Steps:
@@ -84,7 +90,7 @@ class Session:
             arguments["session_id"] = self.handle
         result = await self._client.call_tool(tool, arguments, progress_callback=self._steps.hear)
         if result.is_error:
-            raise SystemExit(f"{tool} failed: {_text(result)}")
+            raise FailedError(f"{tool} failed: {_text(result)}")
         return result, (result.meta or {}).get(META_KEY, {})
 
     async def run(self, name: str, code: str) -> None:
@@ -94,22 +100,26 @@ class Session:
             if text := record.get(part):
                 print(text.rstrip())
         if record["status"] != "ok" or record["session_state"] != "preserved":
-            raise SystemExit(f"the cell {name!r} did not work:\n{_text(result)}")
+            raise FailedError(f"the cell {name!r} did not work:\n{_text(result)}")
         for number, block in enumerate(b for b in result.content if isinstance(b, ImageContent)):
             self._save(f"{name.replace(' ', '_')}{number or ''}", block)
 
     def _save(self, name: str, image: ImageContent) -> None:
         data = base64.b64decode(image.data)
         if image.mime_type != "image/png" or not data.startswith(b"\x89PNG\r\n"):
-            raise SystemExit(f"{name} is not a PNG but {image.mime_type}")
+            raise FailedError(f"{name} is not a PNG but {image.mime_type}")
         path = OUT / f"{name}.png"
         path.write_bytes(data)
         self.charts.append(path)
-        print(f"-> {path.relative_to(HERE.parent)} ({len(data):,} bytes)")
+        print(f"-> {_short(path)} ({len(data):,} bytes)")
 
 
 def _text(result: CallToolResult) -> str:
     return "\n".join(block.text for block in result.content if isinstance(block, TextContent))
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(HERE.parent) if path.is_relative_to(HERE.parent) else path
 
 
 def _server() -> StdioServerParameters:
@@ -139,7 +149,7 @@ async def _analyse(client: Client, steps: Steps) -> tuple[list[Path], Belongings
     async with steps.step("download"):
         target = OUT / "penguins_clean.csv"
         await session.call("download_file", path="penguins_clean.csv", local_path=str(target), overwrite=True)
-        print(f"-> {target.relative_to(HERE.parent)} ({target.stat().st_size:,} bytes)")
+        print(f"-> {_short(target)} ({target.stat().st_size:,} bytes)")
     _, record = await session.call("execute_code", code="import os; print(os.environ['E2B_SANDBOX_ID'])")
     belongings = Belongings(record["stdout"].strip())
     async with steps.step("end the sandbox"):
@@ -149,7 +159,7 @@ async def _analyse(client: Client, steps: Steps) -> tuple[list[Path], Belongings
 
 async def main() -> None:
     """Run it all."""
-    OUT.mkdir(exist_ok=True)
+    OUT.mkdir(parents=True, exist_ok=True)
     steps = Steps()
     start = time.perf_counter()
     async with Client(_server(), read_timeout_seconds=LONGEST_CALL_S) as client:
@@ -161,7 +171,7 @@ async def main() -> None:
     steps.times.append(("stop the MCP server", time.perf_counter() - start))
     left = await asyncio.to_thread(belongings.remaining)
     print(f"\n=== times\n{steps.table()}")
-    print(f"\n{len(charts)} charts are in {OUT.relative_to(HERE.parent)}/.")
+    print(f"\n{len(charts)} charts are in {_short(OUT)}/.")
     if left:
         raise SystemExit("left behind:\n" + "\n".join(sorted(left)))
     print(
@@ -171,4 +181,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except* FailedError as failed:
+        while isinstance(failed, BaseExceptionGroup):
+            failed = failed.exceptions[0]
+        sys.exit(str(failed))
