@@ -174,7 +174,7 @@ async def test_nothing_is_inherited(sandbox: AsyncSandbox) -> None:
     lines = result.stdout.split()
     assert lines[:4] == ["0", "1", "2", "3"]  # 3 is of ls itself
     assert lines[4:7] == ["SigBlk:", "0" * 16, "SigIgn:"]
-    # 32 and 33 are the C library's own; make(1) leaves them ignored in what it starts, and nothing can change it.
+    # 32 and 33 are the C library's own; make(1) leaves them ignored in what it starts, and so they stay.
     assert int(lines[7], 16) & ~(0b11 << 31) == 0
     assert lines[8] == "0022"
     assert lines[9] == lines[10]
