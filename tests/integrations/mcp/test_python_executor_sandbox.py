@@ -369,7 +369,10 @@ async def test_an_embedded_server_that_dies_is_replaced_and_told(connect: Connec
     async with connect(RINGFENCE_TEMPLATE="base") as client:
         first = await execute(client, "a = 1")
         assert first["backend"].startswith("local, isolation ")
-        os.kill(embedded_server_of(tmp_path), signal.SIGKILL)
+        server = embedded_server_of(tmp_path)
+        os.kill(server, signal.SIGKILL)
+        while Path(f"/proc/{server}").exists():  # until the MCP server has noticed and reaped it
+            await asyncio.sleep(0.01)
         second = await client.call_tool("execute_code", {"code": "'a' in globals()"})
         if second.is_error:  # it noticed in the middle of the call
             second = await client.call_tool("execute_code", {"code": "'a' in globals()"})
