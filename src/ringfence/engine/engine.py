@@ -1,13 +1,14 @@
 """The engine: sandboxes on this machine. It holds no privilege; what needs any is asked of the launcher."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import LimitError, SandboxNotFoundError, TemplateError
+from ringfence.core.errors import LimitError, RingfenceError, SandboxNotFoundError, TemplateError
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink
 from ringfence.engine.model import Exit, Limits, Sandbox, SandboxSpec, Stats, Template
@@ -32,6 +33,8 @@ class Engine:
         self._starting: set[str] = set()
         self._exit_listeners: list[Callable[[Exit], None]] = []
         self._isolation = IsolationReport.from_launcher([])
+        self._specs: dict[str, SandboxSpec] = {}
+        self._freeze_remedy: str | None = None
         link.on_event = self._on_event
 
     @classmethod
@@ -58,10 +61,13 @@ class Engine:
         return engine
 
     async def _greet(self) -> None:
+        snapshots = self._settings.snapshot_dir
         answer = await self._link.call(
-            "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug
-        )
+            "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
+            snapshot_dir=str(snapshots.absolute()) if snapshots else None,
+        )  # fmt: skip
         self._isolation = IsolationReport.from_launcher(answer["isolation"])
+        self._freeze_remedy = None if answer["can_freeze"] else answer["freeze_remedy"]
 
     async def _warm(self, template: Template) -> None:
         description = {
@@ -130,6 +136,7 @@ class Engine:
             answer["pid"],
         )  # fmt: skip
         self._sandboxes[spec.sandbox_id] = sandbox
+        self._specs[spec.sandbox_id] = spec
         return sandbox
 
     def _birth(self, spec: SandboxSpec, template: Template, limits: Limits) -> dict[str, Any]:
@@ -151,6 +158,7 @@ class Engine:
             "limits": dataclasses.asdict(limits),
             "guest": guest,
             "hostname": _HOSTNAME,
+            "snapshots": list(spec.snapshots),
         }
 
     def _check_limits(self, limits: Limits) -> None:
@@ -173,9 +181,58 @@ class Engine:
         answer = await self._link.call("stats", id=sandbox_id)
         return Stats(**answer["stats"])
 
+    @property
+    def freeze_remedy(self) -> str | None:
+        """What to do so that sandboxes can be frozen here; None when they can."""
+        return self._freeze_remedy
+
+    async def freeze(self, sandbox_id: str) -> None:
+        """Let every process of a sandbox stand still; its memory stays.
+
+        Raises LauncherError where this machine cannot, or the sandbox does not run.
+        """
+        await self._link.call("freeze", id=sandbox_id)
+
+    async def thaw(self, sandbox_id: str) -> None:
+        """Let a frozen sandbox go on where it was."""
+        await self._link.call("thaw", id=sandbox_id)
+
+    async def suspend(self, sandbox_id: str) -> None:
+        """End a sandbox's processes, frozen or not; its files stay, in memory."""
+        await self._link.call("suspend", id=sandbox_id)
+
+    async def revive(self, sandbox_id: str) -> Sandbox:
+        """Start a suspended sandbox again on its files. It is still suspended when this raises."""
+        old, spec = self._sandboxes.get(sandbox_id), self._specs.get(sandbox_id)
+        if old is None or spec is None:
+            raise SandboxNotFoundError(f"there is no sandbox {sandbox_id}")
+        answer = await self._link.call("revive", **self._birth(spec, old.template, old.limits))
+        sandbox = dataclasses.replace(old, pid=answer["pid"])
+        if sandbox_id in self._sandboxes:
+            self._sandboxes[sandbox_id] = sandbox
+        return sandbox
+
+    async def snapshot(self, sandbox_id: str, name: str) -> int:
+        """Copy the files that a sandbox has written into the new snapshot `name`; its size in bytes.
+
+        A running sandbox is frozen meanwhile. The copy does not contain the snapshots that it started from.
+        """
+        try:
+            answer = await self._link.call("snapshot", id=sandbox_id, name=name)
+        except RingfenceError:
+            with contextlib.suppress(RingfenceError):
+                await self.erase(name)
+            raise
+        return int(answer["bytes"])
+
+    async def erase(self, name: str) -> None:
+        """Remove a snapshot; no sandbox that started from it may be alive."""
+        await self._link.call("erase", name=name)
+
     def _on_event(self, event: dict[str, Any]) -> None:
         if event.get("event") == "exit":
             self._sandboxes.pop(event["id"], None)
+            self._specs.pop(event["id"], None)
             self._tell(Exit(event["id"], event["reason"], event["detail"]))
         elif event.get("event") == "launcher-died":
             for sandbox_id in list(self._sandboxes):

@@ -60,7 +60,8 @@ class Template:
 class SandboxSpec:
     """A request for one sandbox.
 
-    `access_token` guards envd inside; None leaves it open to whoever can reach it.
+    `access_token` guards envd inside; None leaves it open to whoever can reach it. `snapshots` are names of
+    snapshots of the template whose files it starts with, topmost first.
     """
 
     sandbox_id: str
@@ -68,6 +69,7 @@ class SandboxSpec:
     env: dict[str, str] = field(default_factory=dict)
     access_token: str | None = None
     limits: Limits | None = None
+    snapshots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class EngineSettings:
     templates: names of the templates to warm at the start.
     cache_dir: where built templates are kept, between engines too.
     runtime_dir: for sockets, removed at the end; None: a fresh directory in a short place.
+    snapshot_dir: where snapshots are kept; None: none can be made.
     ceiling: the most any one sandbox may ask for.
     max_sandboxes: how many may live at once.
     debug: let guests and zygotes write their trouble to standard error.
@@ -32,6 +33,7 @@ class EngineSettings:
     templates: tuple[str, ...] = ("base", "code-interpreter-v1")
     cache_dir: Path = field(default_factory=default_cache_dir)
     runtime_dir: Path | None = None
+    snapshot_dir: Path | None = None
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
     debug: bool = False

@@ -67,6 +67,13 @@ class Cgroup(ABC):
     def thaw(self) -> None:
         """Let a frozen group go on."""
 
+    def reclaim(self) -> None:
+        """Have the kernel take back what memory it can, from a frozen group best; may take a while.
+
+        Without swap that is the file cache: what processes have written for themselves cannot go anywhere.
+        """
+        return None
+
     @abstractmethod
     def kill(self, timeout: float = 5.0) -> bool:
         """Kill everything in it, forks in flight included; whether it was empty within `timeout` seconds."""
@@ -89,11 +96,14 @@ class CgroupDriver(ABC):
 
     available: whether limits are enforced at all.
     detail: the evidence, one line; remedy: what to do when they are not.
+    can_freeze: whether groups can be frozen; freeze_remedy: what to do when not.
     """
 
     available: bool
     detail: str
     remedy: str
+    can_freeze: bool = False
+    freeze_remedy: str = ""
 
     @abstractmethod
     def create(self, name: str, limits: Mapping[str, float]) -> Cgroup:
@@ -154,7 +164,7 @@ class NoCgroups(CgroupDriver):
 
     def __init__(self, detail: str, remedy: str) -> None:
         self.detail = detail
-        self.remedy = remedy
+        self.remedy = self.freeze_remedy = remedy
 
     def create(self, name: str, limits: Mapping[str, float]) -> Cgroup:
         return NoGroup(check_name(name), limits)

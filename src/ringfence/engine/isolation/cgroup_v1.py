@@ -79,6 +79,9 @@ class V1Group(Cgroup):
     def thaw(self) -> None:
         base.write(self._path("freezer", "freezer.state"), "THAWED")
 
+    def reclaim(self) -> None:
+        base.write(self._path("memory", "memory.force_empty"), "0")
+
     def kill(self, timeout: float = 5.0) -> bool:
         return base.wait_until(self._kill_once, timeout)
 
@@ -115,6 +118,8 @@ class V1Driver(CgroupDriver):
         self._parents = parents
         self._own = {name: f"{path}/{base.engine_group_name()}" for name, path in parents.items()}
         self.detail = "cgroup v1: " + ", ".join(sorted(parents))
+        self.can_freeze = "freezer" in parents
+        self.freeze_remedy = "mount the freezer controller of cgroup v1, or boot with cgroup v2"
         try:
             self._make_own()
         except OSError:

@@ -72,6 +72,11 @@ class V2Group(Cgroup):
     def thaw(self) -> None:
         base.write(f"{self._directory}/cgroup.freeze", "0")
 
+    def reclaim(self) -> None:
+        used = base.number(f"{self._directory}/memory.current")
+        if used:
+            base.write(f"{self._directory}/memory.reclaim", str(used))
+
     def kill(self, timeout: float = 5.0) -> bool:
         try:
             base.write(f"{self._directory}/cgroup.kill", "1")
@@ -98,6 +103,7 @@ class V2Driver(CgroupDriver):
 
     available = True
     remedy = ""
+    can_freeze = True
 
     def __init__(self, parent: str, required: frozenset[str] = REQUIRED) -> None:
         """`parent`: directory of a group that is ours to divide.

@@ -16,14 +16,15 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import linux, procfs
+from . import disk, linux, procfs
 
 # Every Linux has /tmp, and the mount namespace is private: nothing is ever visible there outside of it.
 _STAGE = "/tmp"  # noqa: S108
 _ROOT = f"{_STAGE}/root"
+_DISK = f"{_STAGE}/disk"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -80,16 +81,23 @@ def _clone(path: str, idmap_fd: int | None) -> int:
     return fd
 
 
-def assemble(plan: RootPlan, trees: list[list[int]]) -> None:
+def assemble(
+    plan: RootPlan,
+    trees: list[list[int]],
+    kept_disk: int | None = None,
+    keep: Callable[[int], None] = os.close,
+) -> None:
     """Build the tree in this process's (new) mount namespace and make it the root.
 
-    The cloned `trees` are used up.
+    The cloned `trees` are used up, and so is `kept_disk`, the writable layer of an earlier life. `keep` is
+    given a detached copy of the writable layer's mount as soon as there is one, and closes it.
     """
     os.umask(0o022)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    options = f"size={plan.size},nr_inodes={plan.inodes},mode=755,uid={plan.root_id},gid={plan.root_id}"
-    linux.mount("tmpfs", _STAGE, "tmpfs", _LOCKED, options)
-    for name in ("root", "empty", "shm"):
+    linux.mount("tmpfs", _STAGE, "tmpfs", _LOCKED, "size=64m,nr_inodes=8192,mode=755")
+    if plan.writable:
+        keep(disk.attach(_DISK, plan.size, plan.inodes, plan.root_id, kept_disk))
+    for name in ("root", "empty"):
         os.mkdir(f"{_STAGE}/{name}")
     for number, (layer, fds) in enumerate(zip(plan.layers, trees, strict=True)):
         _overlay(plan, number, layer, fds)
@@ -118,8 +126,8 @@ def _overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int]) -> 
     options = "userxattr,lowerdir=" + ":".join(lowers)
     flags = _LOCKED
     if plan.writable:
-        options += f",upperdir={_make_upper(plan, number, lowers[0])},workdir={_STAGE}/w{number}"
-        os.mkdir(f"{_STAGE}/w{number}")
+        options += f",upperdir={_make_upper(plan, number, lowers[0])},workdir={_DISK}/w{number}"
+        os.makedirs(f"{_DISK}/w{number}", exist_ok=True)
     else:
         options += f":{_STAGE}/empty"  # an overlay without an upper layer wants two lower ones
         flags |= linux.MS_RDONLY
@@ -128,7 +136,9 @@ def _overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int]) -> 
 
 def _make_upper(plan: RootPlan, number: int, lower: str) -> str:
     # The merged directory has the upper one's owner and mode.
-    upper = f"{_STAGE}/u{number}"
+    upper = disk.upper(_DISK, number)
+    if os.path.isdir(upper):
+        return upper  # of an earlier life
     like = os.stat(lower)
     os.mkdir(upper)
     try:
@@ -152,8 +162,8 @@ def _mount_dev(plan: RootPlan) -> None:
     pts = f"newinstance,ptmxmode=0666,mode=620,max={MAX_PTYS}"
     linux.mount("devpts", f"{dev}/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, pts)
     os.mkdir(f"{dev}/shm")
-    os.chmod(f"{_STAGE}/shm", 0o1777)
-    linux.mount(f"{_STAGE}/shm", f"{dev}/shm", None, linux.MS_BIND)
+    shm = disk.fresh_shm(_DISK if plan.writable else _STAGE)
+    linux.mount(shm, f"{dev}/shm", None, linux.MS_BIND)
 
 
 def _mount_proc(plan: RootPlan) -> None:

@@ -7,7 +7,10 @@ ends when the engine's end of the channel closes, and everything it started ends
 - ``warm`` (template): the report of the preload, when the template's zygote is warm;
 - ``create`` (id, template, limits, guest, hostname): its pid, when the guest is about to serve;
 - ``kill`` (id): whether it existed, when nothing is left of it;
-- ``stats`` (id): memory, processor and process counts.
+- ``stats`` (id): memory, processor and process counts;
+- ``freeze``, ``thaw`` (id): let all of its processes stand still, let them go on;
+- ``suspend`` (id): end its processes and keep its files; ``revive`` (as ``create``): start again on them;
+- ``snapshot`` (id, name), ``erase`` (name): copy a sandbox's layers, remove such a copy.
 
 A refused request is answered with ``error`` and ``kind``; the end of a sandbox is announced as the event
 ``exit``.
@@ -24,6 +27,7 @@ from typing import Any
 from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
 from ringfence.engine.isolation import linux, seccomp
 from ringfence.engine.launcher.host import Host
+from ringfence.engine.launcher.lifecycle import Lifecycle
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.sandboxes import Sandboxes
 from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
@@ -42,6 +46,7 @@ class Launcher:
         self._program = seccomp.build()
         self._host: Host | None = None
         self._sandboxes: Sandboxes | None = None
+        self._lifecycle: Lifecycle | None = None
         self._guest_pid = 0
         self._ending = False
 
@@ -100,7 +105,11 @@ class Launcher:
         self._sandboxes = Sandboxes(
             self._host, request["runtime_dir"], guest, self._selector, self._reply, self._announce
         )
-        self._reply(request_id, isolation=self._host.report())
+        self._lifecycle = Lifecycle(self._host, request["snapshot_dir"], self._selector, self._reply)
+        self._reply(
+            request_id, isolation=self._host.report(), can_freeze=self._host.cgroups.can_freeze,
+            freeze_remedy=self._host.cgroups.freeze_remedy,
+        )  # fmt: skip
 
     def _announce(self, event: dict[str, Any]) -> None:
         if not self._ending:
@@ -145,7 +154,36 @@ class Launcher:
         template = self._templates.get(request["template"])
         if template is None:
             raise LauncherError(f"template {request['template']!r} is not warm")
-        sandboxes.create(request_id, request, template)
+        sandboxes.create(request_id, self._with_paths(request), template)
+
+    def _with_paths(self, request: dict[str, Any]) -> dict[str, Any]:
+        lifecycle = self._ready_lifecycle()
+        return {**request, "snapshots": [lifecycle.snapshot_path(name) for name in request["snapshots"]]}
+
+    def _ready_lifecycle(self) -> Lifecycle:
+        if self._lifecycle is None:
+            raise LauncherError("hello must come first")
+        return self._lifecycle
+
+    def _verb_freeze(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_lifecycle().freeze(request_id, self._record(request["id"]))
+
+    def _verb_thaw(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_lifecycle().thaw(request_id, self._record(request["id"]))
+
+    def _verb_suspend(self, request_id: int, request: dict[str, Any]) -> None:
+        _, sandboxes = self._ready_host()
+        sandboxes.suspend(request_id, self._record(request["id"]))
+
+    def _verb_revive(self, request_id: int, request: dict[str, Any]) -> None:
+        _, sandboxes = self._ready_host()
+        sandboxes.revive(request_id, self._with_paths(request), self._record(request["id"]))
+
+    def _verb_snapshot(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_lifecycle().snapshot(request_id, self._record(request["id"]), request["name"])
+
+    def _verb_erase(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_lifecycle().erase(request_id, request["name"])
 
     def _verb_kill(self, request_id: int, request: dict[str, Any]) -> None:
         _, sandboxes = self._ready_host()

@@ -51,7 +51,11 @@ class TemplateRecord:
 
 @dataclass
 class SandboxRecord:
-    """A sandbox from the request until its last trace is removed."""
+    """A sandbox from the request until its last trace is removed.
+
+    disk_fd: a mount of its writable layer. frozen: its processes stand still. suspended: it has none, only
+    files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
+    """
 
     sandbox_id: str
     template: TemplateRecord
@@ -70,19 +74,40 @@ class SandboxRecord:
     killed: bool = False
     error: str = ""
     limits: dict[str, Any] = field(default_factory=dict)
+    disk_fd: int = -1
+    frozen: bool = False
+    suspended: bool = False
+    revived: bool = False
+    suspend_request: int | None = None
+    helper: int = -1
+
+    def end_life(self) -> None:
+        """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""
+        self.report.close()
+        if self.nursery_end is not None:
+            self.nursery_end.close()
+            self.nursery_end = None
+        for fd in [*self.namespaces, *([self.pidfd] if self.pidfd >= 0 else [])]:
+            os.close(fd)
+        self.namespaces.clear()
+        self.pid, self.pidfd = 0, -1
+        self.ready = self.frozen = False
+        for name in ("http.sock", "tunnel.sock"):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def keep_disk(self, fd: int) -> None:
+        """Hold `fd`, a mount of its writable layer, instead of the one held before."""
+        if self.disk_fd >= 0:
+            os.close(self.disk_fd)
+        self.disk_fd = fd
 
     def release(self) -> None:
         """Remove what is left of it on the host.
 
-        Sockets, directory, cgroups, descriptors. Its processes are gone.
+        Sockets, directory, writable layer, cgroups, descriptors. Its processes are gone.
         """
-        self.report.close()
-        if self.nursery_end is not None:
-            self.nursery_end.close()
-        for fd in [*self.namespaces, *([self.pidfd] if self.pidfd >= 0 else [])]:
-            os.close(fd)
-        self.namespaces.clear()
-        self.pidfd = -1
+        self.end_life()
+        self.keep_disk(-1)
         shutil.rmtree(self.directory, ignore_errors=True)
         self.cgroup.remove()
         self.template.give_slot(self.slot, self.slot_fd)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import LimitError
+from ringfence.core.errors import LauncherError, LimitError
 from ringfence.engine.isolation import linux
+from ringfence.engine.launcher import lifecycle
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.zygote import channel
@@ -53,33 +54,50 @@ class Sandboxes:
         slot, slot_fd = template.take_slot()
         directory = self._runtime_dir / sandbox_id
         directory.mkdir(mode=0o700)
-        http, tunnel = _listen(directory / "http.sock"), _listen(directory / "tunnel.sock")
-        report, report_end = channel.pair()
-        guest_end, nursery_end = channel.pair()
         cgroup = self._host.cgroups.create(sandbox_id, request["limits"])
+        report, report_end = channel.pair()
         record = SandboxRecord(
-            sandbox_id, template, slot, slot_fd, cgroup, directory, report, nursery_end, request_id,
+            sandbox_id, template, slot, slot_fd, cgroup, directory, report, None, None,
             limits=request["limits"],
         )  # fmt: skip
         self._by_id[sandbox_id] = record
-        procs = cgroup.procs_fds()
-        counters = cgroup.counter_fds()
+        self._start(request_id, request, record, report_end)
+
+    def revive(self, request_id: int, request: dict[str, Any], record: SandboxRecord) -> None:
+        """Start a suspended sandbox again on the files it left."""
+        if not record.suspended or record.killed or record.helper >= 0:
+            raise LauncherError(f"sandbox {record.sandbox_id} cannot be started again now")
+        record.report, report_end = channel.pair()
+        record.suspended, record.revived, record.error = False, True, ""
+        self._start(request_id, request, record, report_end)
+
+    def _start(
+        self, request_id: int, request: dict[str, Any], record: SandboxRecord, report_end: socket.socket
+    ) -> None:
+        record.create_request = request_id
+        http, tunnel = _listen(record.directory / "http.sock"), _listen(record.directory / "tunnel.sock")
+        guest_end, record.nursery_end = channel.pair()
+        procs = record.cgroup.procs_fds()
+        counters = record.cgroup.counter_fds()
         sent = [report_end, http, tunnel, guest_end]
         fds = [
             report_end.fileno(),
-            template.namespace_fd,
-            slot_fd,
+            record.template.namespace_fd,
+            record.slot_fd,
             http.fileno(),
             tunnel.fileno(),
             guest_end.fileno(),
+            *counters,
+            *procs,
+            *([record.disk_fd] if record.disk_fd >= 0 else []),
         ]
         try:
-            channel.send(self._zygote, self._birth(request, record, len(counters)), [*fds, *counters, *procs])
+            channel.send(self._zygote, self._birth(request, record, len(counters)), fds)
         finally:
             for end in sent:
                 end.close()
             channel.close_all([*procs, *counters])
-        self._selector.register(report, selectors.EVENT_READ, lambda: self._on_report(record))
+        self._selector.register(record.report, selectors.EVENT_READ, lambda: self._on_report(record))
 
     def _birth(self, request: dict[str, Any], record: SandboxRecord, counters: int) -> dict[str, Any]:
         limits = request["limits"]
@@ -91,9 +109,10 @@ class Sandboxes:
             "idmap": self._host.idmap,
             "debug": self._host.debug,
             "counters": counters,
+            "has_disk": record.disk_fd >= 0,
             "limits": limits,
             "root": {
-                "layers": record.template.description["layers"],
+                "layers": lifecycle.layers_of(record.template, request["snapshots"]),
                 "size": limits["disk_mb"] << 20,
                 "inodes": limits["inodes"],
                 "root_id": plan.owner_in_template(record.slot, 0),
@@ -112,7 +131,9 @@ class Sandboxes:
             if record.pid == 0:
                 self._failed(record, record.error or "the fork of the sandbox died")
             return
-        if "pid" in message:
+        if "disk" in message:
+            record.keep_disk(fds[0])
+        elif "pid" in message:
             record.pid = message["pid"]
             record.pidfd = linux.pidfd_open(record.pid)
             record.namespaces = fds
@@ -139,6 +160,13 @@ class Sandboxes:
         """Ask the kernel zygote for the sandbox's nursery: the process that will fork its Python kernels."""
         if record.nursery_end is None:
             return
+        zygote = record.template.zygote
+        if zygote is None:  # a template without kernels: the guest finds the socket closed
+            channel.close_all(record.namespaces)
+            record.namespaces.clear()
+            record.nursery_end.close()
+            record.nursery_end = None
+            return
         procs = record.cgroup.procs_fds()
         request = {
             "namespaces": len(record.namespaces),
@@ -149,7 +177,7 @@ class Sandboxes:
         }
         fds = [*record.namespaces, record.slot_fd, record.nursery_end.fileno(), *procs]
         try:
-            channel.send(record.template.zygote, request, fds)
+            channel.send(zygote, request, fds)
         finally:
             channel.close_all([*procs, *record.namespaces])
             record.namespaces.clear()
@@ -163,13 +191,31 @@ class Sandboxes:
             self._reply(request_id, existed=False)
             return
         record.kill_requests.append(request_id)
-        self._kill(record)
+        if record.suspended:
+            record.killed = True
+            self._ended(record, oom=False, how="")
+        else:
+            self._kill(record)
+
+    def suspend(self, request_id: int, record: SandboxRecord) -> None:
+        """End a sandbox's processes and keep its files; answered when the last process is reaped."""
+        if not record.ready or record.killed or record.helper >= 0 or record.suspend_request is not None:
+            raise LauncherError(f"sandbox {record.sandbox_id} cannot be suspended now")
+        record.suspend_request = request_id
+        self._end_processes(record)
 
     def _kill(self, record: SandboxRecord) -> None:
         record.killed = True
+        self._end_processes(record)
+
+    @staticmethod
+    def _end_processes(record: SandboxRecord) -> None:
         if record.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 linux.pidfd_send_signal(record.pidfd, signal.SIGKILL)
+        if record.frozen:
+            record.frozen = False
+            record.cgroup.thaw()  # version 1 lets nobody die frozen
 
     def kill_all(self) -> None:
         """Kill every sandbox and wait until nothing of them is left."""
@@ -197,15 +243,32 @@ class Sandboxes:
             self._drain_report(record)
             self._failed(record, record.error or f"PID 1 of the sandbox ended with {_how(status)}")
             return
-        oom = record.cgroup.oom_kills() > 0
+        if record.suspend_request is not None and not record.killed:
+            request_id, record.suspend_request = record.suspend_request, None
+            self._lay_down(record)
+            self._reply(request_id)
+            return
+        self._ended(record, record.cgroup.oom_kills() > 0, _how(status))
+
+    def _lay_down(self, record: SandboxRecord) -> None:
+        """Keep a sandbox without processes: its files, its slot and its cgroup."""
+        record.cgroup.kill()  # what was on its way in
+        self._unwatch(record)
+        self._by_pid.pop(record.pid, None)
+        record.end_life()
+        record.suspended = True
+
+    def _ended(self, record: SandboxRecord, oom: bool, how: str) -> None:
         self._forget(record)
         if record.killed:
             reason, detail = "killed", "the sandbox was killed"
         elif oom:
             reason, detail = "oom", f"the memory limit of {record.limits['memory_mb']} MiB was reached"
         else:
-            reason, detail = "exited", f"PID 1 of the sandbox ended with {_how(status)}"
+            reason, detail = "exited", f"PID 1 of the sandbox ended with {how}"
         self._announce({"event": "exit", "id": record.sandbox_id, "reason": reason, "detail": detail})
+        if record.suspend_request is not None:
+            self._reply(record.suspend_request, error=detail, kind="SandboxNotFoundError")
         for request_id in record.kill_requests:
             self._reply(request_id, existed=True)
 
@@ -224,7 +287,10 @@ class Sandboxes:
         if record.sandbox_id not in self._by_id:
             return
         record.cgroup.kill()
-        self._forget(record)
+        if record.disk_fd >= 0 and record.revived and not record.killed:
+            self._lay_down(record)
+        else:
+            self._forget(record)
         if record.create_request is not None:
             self._reply(record.create_request, error=message, kind="SandboxStartError")
             record.create_request = None
@@ -232,11 +298,15 @@ class Sandboxes:
             self._reply(request_id, existed=True)
 
     def _forget(self, record: SandboxRecord) -> None:
-        if record.report.fileno() >= 0 and record.report in self._selector.get_map():
-            self._selector.unregister(record.report)
+        lifecycle.end_helper(record)
+        self._unwatch(record)
         self._by_id.pop(record.sandbox_id, None)
         self._by_pid.pop(record.pid, None)
         record.release()
+
+    def _unwatch(self, record: SandboxRecord) -> None:
+        if record.report.fileno() >= 0 and record.report in self._selector.get_map():
+            self._selector.unregister(record.report)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -59,15 +59,18 @@ class Descriptors:
     nursery: int
     counters: tuple[int, ...]
     procs: tuple[int, ...]
+    disk: int | None
 
     @classmethod
-    def of(cls, fds: list[int], counters: int) -> "Descriptors":
-        """Name the descriptors of a request."""
+    def of(cls, fds: list[int], counters: int, has_disk: bool) -> "Descriptors":
+        """Name the descriptors of a request; the writable layer of an earlier life, if any, comes last."""
+        disk = fds.pop() if has_disk else None
         report, template_ns, sandbox_ns, http, tunnel, nursery, *rest = fds
         numbers = tuple(rest)
         return cls(
-            report, template_ns, sandbox_ns, http, tunnel, nursery, numbers[:counters], numbers[counters:]
-        )
+            report, template_ns, sandbox_ns, http, tunnel, nursery, numbers[:counters], numbers[counters:],
+            disk,
+        )  # fmt: skip
 
 
 def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
@@ -75,7 +78,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
 
     Called in a fresh fork, never returns normally in the process that becomes PID 1.
     """
-    given = Descriptors.of(fds, request["counters"])
+    given = Descriptors.of(fds, request["counters"], request["has_disk"])
     report = socket.socket(fileno=given.report)
     with _reporting(report):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -151,7 +154,7 @@ def _become_init(
     parent: int,
 ) -> None:
     os.setsid()
-    mounts.assemble(plan, trees)
+    mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk))
     socket.sethostname(request["hostname"])
     _loopback_up()
     _redirect_standard_streams(request["debug"])
@@ -171,6 +174,12 @@ def _become_init(
     # there.
     landlock.restrict([landlock.PathRule("/", landlock.ALL)], scopes=0)
     seccomp.install(program)
+
+
+def _hand_over_disk(report: int, disk: int) -> None:
+    with socket.socket(fileno=os.dup(report)) as to_launcher:
+        channel.send(to_launcher, {"disk": True}, [disk])
+    os.close(disk)
 
 
 def _keep_only(given: Descriptors) -> None:
