@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LimitError, RingfenceError, SandboxNotFoundError, TemplateError
+from ringfence.engine.built import BuiltTemplates, description_of
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink
 from ringfence.engine.model import Exit, Limits, Sandbox, SandboxSpec, Stats, Template
@@ -34,6 +35,7 @@ class Engine:
         self._exit_listeners: list[Callable[[Exit], None]] = []
         self._isolation = IsolationReport.from_launcher([])
         self._specs: dict[str, SandboxSpec] = {}
+        self._built = BuiltTemplates(link)
         self._freeze_remedy: str | None = None
         link.on_event = self._on_event
 
@@ -70,14 +72,7 @@ class Engine:
         self._freeze_remedy = None if answer["can_freeze"] else answer["freeze_remedy"]
 
     async def _warm(self, template: Template) -> None:
-        description = {
-            "name": template.name,
-            "layers": _layers(template),
-            "python": template.python,
-            "preload": list(template.preload),
-            "env": template.env,
-        }
-        answer = await self._link.call("warm", template=description)
+        answer = await self._link.call("warm", template=description_of(template))
         self._templates[template.name] = template
         self._reports[template.name] = answer["report"]
         failed = answer["report"].get("failed") or {}
@@ -94,6 +89,11 @@ class Engine:
     def templates(self) -> Mapping[str, Template]:
         """Warmed templates by name."""
         return self._templates
+
+    @property
+    def built(self) -> BuiltTemplates:
+        """Templates that users have built."""
+        return self._built
 
     @property
     def isolation(self) -> IsolationReport:
@@ -114,7 +114,7 @@ class Engine:
         Raises TemplateError (unknown template), LimitError (over the ceiling, or too many sandboxes),
         SandboxStartError.
         """
-        template = self._templates.get(spec.template)
+        template = self._templates.get(spec.template) or self._built.get(spec.template)
         if template is None:
             known = ", ".join(sorted(self._templates))
             raise TemplateError(f"there is no template {spec.template!r}; this engine has: {known}")
@@ -127,6 +127,7 @@ class Engine:
         self._starting.add(spec.sandbox_id)
         started_at = time.time()
         try:
+            await self._built.warm(template)
             answer = await self._link.call("create", **self._birth(spec, template, limits))
         finally:
             self._starting.discard(spec.sandbox_id)
@@ -154,11 +155,11 @@ class Engine:
         }
         return {
             "id": spec.sandbox_id,
-            "template": template.name,
+            "template": template.root or template.key,
             "limits": dataclasses.asdict(limits),
             "guest": guest,
             "hostname": _HOSTNAME,
-            "snapshots": list(spec.snapshots),
+            "snapshots": [*spec.snapshots, *template.snapshots],
         }
 
     def _check_limits(self, limits: Limits) -> None:
@@ -242,9 +243,3 @@ class Engine:
     def _tell(self, exit_: Exit) -> None:
         for listener in self._exit_listeners:
             listener(exit_)
-
-
-def _layers(template: Template) -> list[dict[str, Any]]:
-    return [
-        {"target": layer.target, "lowers": [str(path) for path in layer.lowers]} for layer in template.layers
-    ]

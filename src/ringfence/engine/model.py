@@ -41,6 +41,11 @@ class Template:
     preload: modules the kernel zygote imports once, before it forks.
     env: variables every process of the sandbox gets (below the request's own).
     packages: name to version of the Python distributions, for tool descriptions.
+    root, snapshots: for one that was built: the template it stands on and the snapshots on top of that,
+        topmost first; its `layers` are empty.
+    build_id: tells the builds of one template apart; empty for a built-in one.
+    start_cmd, ready_cmd: a service that runs in each sandbox, and how to tell that it is up.
+    build_env: variables of these two. shell: runs them.
     """
 
     template_id: str
@@ -54,6 +59,18 @@ class Template:
     limits: Limits = Limits()
     default_user: str = "user"
     default_workdir: str | None = None
+    root: str = ""
+    snapshots: tuple[str, ...] = ()
+    build_id: str = ""
+    start_cmd: str = ""
+    ready_cmd: str = ""
+    build_env: dict[str, str] = field(default_factory=dict)
+    shell: str = "/bin/bash"
+
+    @property
+    def key(self) -> str:
+        """What the engine knows it by: its name, or its build for one that was built."""
+        return self.build_id or self.name
 
 
 @dataclass(frozen=True)

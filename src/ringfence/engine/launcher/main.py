@@ -4,7 +4,9 @@ Single-threaded and synchronous, because it forks and because a reader should be
 ends when the engine's end of the channel closes, and everything it started ends with it.
 
 - ``hello`` (runtime_dir, debug): what of isolation is in force;
-- ``warm`` (template): the report of the preload, when the template's zygote is warm;
+- ``warm`` (template): the report of the preload, when the template's zygote is warm; a template without a
+  ``python`` gets no zygote, and its sandboxes no kernels;
+- ``cool`` (template): ends its zygote, when it has no sandboxes;
 - ``create`` (id, template, limits, guest, hostname): its pid, when the guest is about to serve;
 - ``kill`` (id): whether it existed, when nothing is left of it;
 - ``stats`` (id): memory, processor and process counts;
@@ -17,6 +19,7 @@ A refused request is answered with ``error`` and ``kind``; the end of a sandbox 
 """
 
 import contextlib
+import itertools
 import os
 import selectors
 import signal
@@ -126,28 +129,56 @@ class Launcher:
         name = description["name"]
         if name in self._templates:
             raise LauncherError(f"template {name!r} is warm already")
-        namespace_fd = host.create_template_namespace(len(self._templates))
-        pid, zygote = start_kernel_zygote(description, namespace_fd, host.idmap, self._program)
-        record = TemplateRecord(name, description, host.ids, namespace_fd, pid, zygote, request_id)
-        record.make_slots(_FIRST_SLOTS)
+        index = next(i for i in itertools.count() if i not in {t.index for t in self._templates.values()})
+        namespace_fd = host.create_template_namespace(index)
+        record = TemplateRecord(name, description, host.ids, namespace_fd, index)
         self._templates[name] = record
-        channel.send(zygote, {"preload": description["preload"]})
-        self._selector.register(zygote, selectors.EVENT_READ, lambda: self._on_zygote(record))
+        if not description["python"]:
+            self._reply(request_id, report={})
+            return
+        record.zygote_pid, record.zygote = start_kernel_zygote(
+            description, namespace_fd, host.idmap, self._program
+        )
+        record.warm_request = request_id
+        record.make_slots(_FIRST_SLOTS)
+        self._selector.register(record.zygote, selectors.EVENT_READ, lambda: self._on_zygote(record))
+        channel.send(record.zygote, {"preload": description["preload"]})
 
     def _on_zygote(self, record: TemplateRecord) -> None:
+        if record.zygote is None:
+            return
         try:
             message, _ = channel.receive(record.zygote)
-        except channel.ChannelClosedError:
+        except (channel.ChannelClosedError, ValueError):
             self._selector.unregister(record.zygote)
             if record.warm_request is not None:
                 text = f"the kernel zygote of template {record.name!r} died while it was warming up"
                 self._reply(record.warm_request, error=text, kind="TemplateError")
-                del self._templates[record.name]
+                self._forget_template(record)
             return
         record.report = message["report"]
         if record.warm_request is not None:
             self._reply(record.warm_request, report=record.report)
             record.warm_request = None
+
+    def _verb_cool(self, request_id: int, request: dict[str, Any]) -> None:
+        record = self._templates.get(request["template"])
+        if record is not None:
+            if record.in_use:
+                raise LauncherError(f"template {record.name!r} has sandboxes")
+            if record.warm_request is not None:
+                raise LauncherError(f"template {record.name!r} is still warming up")
+            if record.zygote is not None and record.zygote in self._selector.get_map():
+                self._selector.unregister(record.zygote)
+            self._forget_template(record)
+        self._reply(request_id)
+
+    def _forget_template(self, record: TemplateRecord) -> None:
+        self._templates.pop(record.name, None)
+        if record.zygote_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.zygote_pid, signal.SIGKILL)
+        record.release()
 
     def _verb_create(self, request_id: int, request: dict[str, Any]) -> None:
         _, sandboxes = self._ready_host()

@@ -15,18 +15,37 @@ from ringfence.engine.isolation.cgroups import Cgroup
 
 @dataclass
 class TemplateRecord:
-    """A template in service: its user namespace, its kernel zygote and the slots (ids) of its sandboxes."""
+    """A template in service: its user namespace, its kernel zygote and the slots (ids) of its sandboxes.
+
+    index: which range of host ids it has. zygote: None when the template has no Python to run kernels with.
+    """
 
     name: str
     description: dict[str, Any]
     plan: userns.IdPlan
     namespace_fd: int
-    zygote_pid: int
-    zygote: socket.socket
+    index: int
+    zygote_pid: int = 0
+    zygote: socket.socket | None = None
     warm_request: int | None = None
     report: dict[str, Any] = field(default_factory=dict)
     _free: deque[tuple[int, int]] = field(default_factory=deque)
     _made: int = 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a sandbox has one of its slots."""
+        return len(self._free) < self._made
+
+    def release(self) -> None:
+        """Close its namespaces and channel. Its zygote is killed, and reaped later; it has no sandboxes."""
+        if self.zygote is not None:
+            self.zygote.close()
+            self.zygote = None
+        for _, fd in self._free:
+            os.close(fd)
+        self._free.clear()
+        os.close(self.namespace_fd)
 
     def take_slot(self) -> tuple[int, int]:
         """A free slot: its number and its user namespace. A slot is used by one live sandbox at a time."""
@@ -54,7 +73,8 @@ class SandboxRecord:
     """A sandbox from the request until its last trace is removed.
 
     disk_fd: a mount of its writable layer. frozen: its processes stand still. suspended: it has none, only
-    files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
+    files. revived: it has been so before. helper: a pidfd of the child that
+    copies its files, or -1.
     """
 
     sandbox_id: str
