@@ -71,7 +71,7 @@ def test_rlimits(sandbox: Sandbox) -> None:
 def test_its_mounts_show_nothing_of_the_host(sandbox: Sandbox) -> None:
     mounts = [line.split() for line in Path(f"/proc/{sandbox.pid}/mounts").read_text().splitlines()]
     points = {fields[1] for fields in mounts if not fields[1].startswith("/proc/")}
-    devices = {f"/dev/{name}" for name in ("full", "null", "pts", "random", "shm", "urandom", "zero")}
+    devices = {f"/dev/{name}" for name in ("full", "null", "pts", "random", "shm", "tty", "urandom", "zero")}
     assert points == {"/", "/dev", "/proc", "/usr", "/usr/local"} | devices
     writable = {fields[1] for fields in mounts if fields[3].startswith("rw")}
     assert "/proc" not in writable

@@ -24,3 +24,17 @@ class GuestConfig:
     disk_bytes: int = 0
     cpus: float = 1.0
     python: str = "/usr/local/bin/python3"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """`env`, and over it `marks`: the variables of every process."""
+        return {**self.env, **self.marks}
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """E2B's own variables, which say where a process is."""
+        return {
+            "E2B_SANDBOX": "true",
+            "E2B_SANDBOX_ID": self.sandbox_id,
+            "E2B_TEMPLATE_ID": self.template_id,
+        }

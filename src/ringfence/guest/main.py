@@ -14,11 +14,15 @@ from ringfence.guest import tunnel
 from ringfence.guest.app import ENVD_PORT, INTERPRETER_PORT, PortDispatch
 from ringfence.guest.config import GuestConfig
 from ringfence.guest.envd import app as envd
+from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.interpreter import app as interpreter
 from ringfence.guest.interpreter.nursery import NurseryClient
 from ringfence.guest.interpreter.pool import KernelPool
+from ringfence.guest.marks import write_marks
 from ringfence.guest.memory import MemoryMeter
 from ringfence.guest.reaper import Reaper
+from ringfence.guest.sudo.server import SudoServer
+from ringfence.guest.sudo.server import listen as listen_for_sudo
 
 
 def run(
@@ -48,6 +52,8 @@ async def _serve(
     asyncio.get_running_loop().add_reader(lifeline, os._exit, 0)
     reaper = Reaper()
     reaper.start()
+    write_marks(config)
+    SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
     kernels = KernelPool(config, NurseryClient(nursery), meter)
     services = {
         ENVD_PORT: envd.build(config, reaper),

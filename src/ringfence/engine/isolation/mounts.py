@@ -25,7 +25,7 @@ from . import disk, linux, procfs
 _STAGE = "/tmp"  # noqa: S108
 _ROOT = f"{_STAGE}/root"
 _DISK = f"{_STAGE}/disk"
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",

@@ -15,6 +15,7 @@ from ringfence.engine.templates.interpreter import (
     find_interpreter,
 )
 from ringfence.engine.templates.skeleton import host_root_directories, plan_skeleton
+from ringfence.engine.templates.tools import ensure_tools, own_tools
 
 # Part of every key: raise it when the code of this package makes other layers from the same input.
 _LAYOUT = 1
@@ -51,7 +52,11 @@ def _assemble(
     if not interpreter.in_place:
         root_layers.append(_ensure_interpreter(interpreter, cache, progress))
     environment = _ensure_environment(definition, environment_key, interpreter, cache, progress)
-    host = [Layer(directory, (Path(directory),)) for directory in host_root_directories()]
+    tools = ensure_tools(cache, progress)
+    host = [
+        Layer(directory, (*own_tools(tools, directory), Path(directory)))
+        for directory in host_root_directories()
+    ]
     return Template(
         template_id=template_id,
         name=definition.name,

@@ -67,7 +67,7 @@ def _plain_routes(config: GuestConfig) -> list[Route]:
         return Response(status_code=204, headers={"cache-control": "no-store"})
 
     async def envs(request: Request) -> Response:
-        return JSONResponse(config.env, headers={"cache-control": "no-store"})
+        return JSONResponse(config.variables, headers={"cache-control": "no-store"})
 
     async def measured(request: Request) -> Response:
         return JSONResponse(metrics.measure(), headers={"cache-control": "no-store"})

@@ -88,6 +88,7 @@ class Program:
     """What to run. `path` is the file, `terminal` makes descriptor 0 the controlling terminal.
 
     switch_user: whether ids are changed at all (there may be only one, see `UserDatabase`).
+    inherit_cwd: enter `cwd` as the guest may, though the user may not: as a caller's own is inherited.
     """
 
     path: str
@@ -97,6 +98,7 @@ class Program:
     user: User
     switch_user: bool = True
     terminal: bool = False
+    inherit_cwd: bool = False
 
 
 class SpawnError(Exception):
@@ -173,11 +175,15 @@ def _become(program: Program, standard: tuple[int, int, int], report: int) -> No
         if program.terminal:
             stage = "terminal"
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        stage = "chdir"
+        if program.inherit_cwd:
+            os.chdir(program.cwd)
         stage = "credentials"
         _raise_oom_score()
         _drop_privileges(program)
         stage = "chdir"
-        os.chdir(program.cwd)
+        if not program.inherit_cwd:
+            os.chdir(program.cwd)
         stage = "exec"
         os.umask(_UMASK)
         _reset_signals()

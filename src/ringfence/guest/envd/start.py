@@ -105,7 +105,7 @@ class Starter:
             "USER": user.name,
             "LOGNAME": user.name,
             "SHELL": user.shell,
-            **self._config.env,
+            **self._config.variables,
             **own,
         }
 

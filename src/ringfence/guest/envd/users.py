@@ -104,6 +104,19 @@ class UserDatabase:
                 found.append(number)
         return tuple(found)
 
+    def group_id(self, name: str) -> int | None:
+        """The number of the group called `name` (or ``#number``), or None."""
+        if name.startswith("#"):
+            return _number(name[1:])
+        return next((_number(row[2]) for row in self._group.rows() if row[0] == name and len(row) > 2), None)
+
+    def is_member(self, user: User, group: str) -> bool:
+        """Whether `user` belongs to the group called `group`."""
+        for row in self._group.rows():
+            if row[0] == group and len(row) >= 4:
+                return user.name in row[3].split(",") or _number(row[2]) == user.gid
+        return False
+
     def user_name(self, uid: int) -> str:
         """The name of the user `uid`, or the number."""
         return self._name(self._passwd, uid)

@@ -43,10 +43,7 @@ def kernel_environment(config: GuestConfig, user: User) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "SHELL": "/bin/bash",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        **config.env,
+        **config.variables,
         "USER": user.name,
         "LOGNAME": user.name,
-        "E2B_SANDBOX": "true",
-        "E2B_SANDBOX_ID": config.sandbox_id,
-        "E2B_TEMPLATE_ID": config.template_id,
     }

@@ -1,0 +1,78 @@
+"""What every process of a sandbox finds: E2B's variables and files, host name, services on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.conformance.conftest import Face
+
+SHOW = "echo $E2B_SANDBOX $E2B_SANDBOX_ID $E2B_TEMPLATE_ID"
+
+
+async def test_e2b_variables_in_commands(sdk: Face, box: Any) -> None:
+    info = await sdk(box.get_info)
+    expected = f"true {box.sandbox_id} {info.template_id}\n"
+    assert (await sdk(box.commands.run, SHOW)).stdout == expected
+    assert (await sdk(box.commands.run, SHOW, user="root")).stdout == expected
+
+
+async def test_e2b_variables_in_cells(sdk: Face, box: Any) -> None:
+    info = await sdk(box.get_info)
+    code = "import os; print(*(os.environ[n] for n in ('E2B_SANDBOX', 'E2B_SANDBOX_ID', 'E2B_TEMPLATE_ID')))"
+    execution = await sdk(box.run_code, code)
+    assert execution.logs.stdout == [f"true {box.sandbox_id} {info.template_id}\n"]
+    execution = await sdk(box.run_code, SHOW, language="bash")
+    assert execution.logs.stdout == [f"true {box.sandbox_id} {info.template_id}\n"]
+
+
+async def test_a_request_cannot_change_them(sdk: Face, make: Callable[..., Any]) -> None:
+    lies = {"E2B_SANDBOX": "no", "E2B_SANDBOX_ID": "other", "E2B_TEMPLATE_ID": "other", "OWN": "1"}
+    box = await make(envs=lies)
+    info = await sdk(box.get_info)
+    shown = await sdk(box.commands.run, f"{SHOW} $OWN")
+    assert shown.stdout == f"true {box.sandbox_id} {info.template_id} 1\n"
+    execution = await sdk(box.run_code, "import os; print(os.environ['E2B_SANDBOX_ID'], os.environ['OWN'])")
+    assert execution.logs.stdout == [f"{box.sandbox_id} 1\n"]
+
+
+async def test_e2b_files(sdk: Face, box: Any) -> None:
+    info = await sdk(box.get_info)
+    read = {
+        name: await sdk(box.files.read, f"/run/e2b/.E2B_{name}")
+        for name in ("SANDBOX", "SANDBOX_ID", "TEMPLATE_ID")
+    }
+    assert read == {"SANDBOX": "true", "SANDBOX_ID": box.sandbox_id, "TEMPLATE_ID": info.template_id}
+    modes = (await sdk(box.commands.run, "stat -c '%a %U' /run/e2b/.E2B_*")).stdout.split("\n")[:-1]
+    assert modes == ["444 root"] * 3
+
+
+async def test_who_and_where(sdk: Face, box: Any) -> None:
+    script = "hostname; uname -n; cat /etc/hostname; getent hosts $(hostname) | wc -l; echo $SHELL; umask"
+    name, kernel_name, file_name, *rest = (await sdk(box.commands.run, script)).stdout.split()
+    assert name == kernel_name == file_name
+    assert rest == ["1", "/bin/bash", "0022"]
+    assert (await sdk(box.commands.run, "stat -c '%U:%G %a' ~")).stdout == "user:user 755\n"
+    assert (await sdk(box.commands.run, "stat -c %a /usr/local /code")).stdout == "777\n777\n"
+
+
+async def test_services_on_loopback(sdk: Face, box: Any) -> None:
+    show = "curl -s -o /dev/null -w '%{http_code}' localhost"
+    assert (await sdk(box.commands.run, f"{show}:49999/health")).stdout == "200"
+    assert (await sdk(box.commands.run, f"{show}:49983/health")).stdout == "204"
+    assert (await sdk(box.commands.run, f"{show}:49983/envs")).stdout == "401"
+    with_token = f'{show}:49983/envs -H "X-Access-Token: $TOKEN"'
+    answer = await sdk(box.commands.run, with_token, envs={"TOKEN": box._envd_access_token})
+    assert answer.stdout == "200"
+
+
+async def test_tools_are_there(sdk: Face, box: Any) -> None:
+    found = await sdk(box.commands.run, "command -v bash python3 pip git curl tar gzip sudo env id")
+    assert len(found.stdout.split()) == 10
+
+
+async def test_randomness_differs(sdk: Face, make: Callable[..., Any]) -> None:
+    code = "import random, uuid, os; (random.random(), uuid.uuid4().hex, os.urandom(8))"
+    first, second = await make(), await make()
+    assert (await sdk(first.run_code, code)).text != (await sdk(second.run_code, code)).text
