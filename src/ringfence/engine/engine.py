@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from ringfence.core.errors import LimitError, RingfenceError, SandboxNotFoundErr
 from ringfence.engine.built import BuiltTemplates, description_of
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink
-from ringfence.engine.model import Exit, Limits, Sandbox, SandboxSpec, Stats, Template
+from ringfence.engine.model import Exit, Limits, NetworkRules, Sandbox, SandboxSpec, Stats, Template
+from ringfence.engine.network import Network, NetworkListener
 from ringfence.engine.runtime_dir import make_runtime_dir, remove_runtime_dir
 from ringfence.engine.settings import EngineSettings
 from ringfence.engine.templates.build import ensure_template
@@ -37,6 +39,7 @@ class Engine:
         self._specs: dict[str, SandboxSpec] = {}
         self._built = BuiltTemplates(link)
         self._freeze_remedy: str | None = None
+        self._network = Network(settings.network)
         link.on_event = self._on_event
 
     @classmethod
@@ -63,6 +66,7 @@ class Engine:
         return engine
 
     async def _greet(self) -> None:
+        await self._network.start()
         snapshots = self._settings.snapshot_dir
         answer = await self._link.call(
             "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
@@ -82,6 +86,7 @@ class Engine:
     async def aclose(self) -> None:
         """Kill every sandbox, end the launcher, remove the runtime directory."""
         await self._link.aclose()
+        await self._network.aclose()
         self._sandboxes.clear()
         await asyncio.to_thread(remove_runtime_dir, self._runtime_dir)
 
@@ -128,7 +133,11 @@ class Engine:
         started_at = time.time()
         try:
             await self._built.warm(template)
-            answer = await self._link.call("create", **self._birth(spec, template, limits))
+            way_out = await self._network.open(spec.sandbox_id, spec.network)
+            answer = await self._call_with(way_out, "create", self._birth(spec, template, limits))
+        except BaseException:
+            self._network.forget(spec.sandbox_id)
+            raise
         finally:
             self._starting.discard(spec.sandbox_id)
         directory = self._runtime_dir / spec.sandbox_id
@@ -140,12 +149,18 @@ class Engine:
         self._specs[spec.sandbox_id] = spec
         return sandbox
 
+    async def _call_with(
+        self, way_out: socket.socket, verb: str, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
+        with way_out:
+            return await self._link.call(verb, way_out.fileno(), **arguments)
+
     def _birth(self, spec: SandboxSpec, template: Template, limits: Limits) -> dict[str, Any]:
         guest = {
             "sandbox_id": spec.sandbox_id,
             "template_id": template.template_id,
             "access_token": spec.access_token,
-            "env": {**template.env, **spec.env},
+            "env": {**template.env, **self._network.env, **spec.env},
             "default_user": template.default_user,
             "default_workdir": template.default_workdir,
             "memory_bytes": limits.memory_mb << 20,
@@ -182,6 +197,22 @@ class Engine:
         answer = await self._link.call("stats", id=sandbox_id)
         return Stats(**answer["stats"])
 
+    def check_network(self, rules: NetworkRules) -> None:
+        """Raises PolicyError for network rules that make no sense."""
+        self._network.check(rules)
+
+    async def set_network(self, sandbox_id: str, rules: NetworkRules) -> None:
+        """Replace a sandbox's network rules, for connections that stand as well. Raises PolicyError."""
+        await self._network.set_rules(sandbox_id, rules)
+
+    async def network_account(self, sandbox_id: str) -> dict[str, int]:
+        """Connections, bytes and refusals of a sandbox so far; empty when it has none."""
+        return await self._network.account(sandbox_id)
+
+    def add_network_listener(self, listener: NetworkListener) -> None:
+        """Call `listener` for everything that a sandbox is refused or cannot reach."""
+        self._network.listeners.append(listener)
+
     @property
     def freeze_remedy(self) -> str | None:
         """What to do so that sandboxes can be frozen here; None when they can."""
@@ -207,7 +238,8 @@ class Engine:
         old, spec = self._sandboxes.get(sandbox_id), self._specs.get(sandbox_id)
         if old is None or spec is None:
             raise SandboxNotFoundError(f"there is no sandbox {sandbox_id}")
-        answer = await self._link.call("revive", **self._birth(spec, old.template, old.limits))
+        way_out = await self._network.open(sandbox_id, None)
+        answer = await self._call_with(way_out, "revive", self._birth(spec, old.template, old.limits))
         sandbox = dataclasses.replace(old, pid=answer["pid"])
         if sandbox_id in self._sandboxes:
             self._sandboxes[sandbox_id] = sandbox
@@ -234,6 +266,7 @@ class Engine:
         if event.get("event") == "exit":
             self._sandboxes.pop(event["id"], None)
             self._specs.pop(event["id"], None)
+            self._network.forget(event["id"])
             self._tell(Exit(event["id"], event["reason"], event["detail"]))
         elif event.get("event") == "launcher-died":
             for sandbox_id in list(self._sandboxes):

@@ -47,8 +47,8 @@ class LauncherLink:
             theirs.close()
         return cls(ours, process)
 
-    async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Ask the launcher to do `verb`.
+    async def call(self, verb: str, *fds: int, **arguments: Any) -> dict[str, Any]:
+        """Ask the launcher to do `verb`; it gets `fds` beside the request.
 
         Its answer. Raises the error it names, or LauncherError when it is dead.
         """
@@ -58,15 +58,15 @@ class LauncherLink:
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._waiting[number] = future
         try:
-            await self._send({"request": number, "verb": verb, **arguments})
+            await self._send({"request": number, "verb": verb, **arguments}, fds)
             return await future
         finally:
             self._waiting.pop(number, None)
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
         while True:
             try:
-                channel.send(self._channel, message)
+                channel.send(self._channel, message, fds)
                 return
             except BlockingIOError:
                 await asyncio.sleep(0.001)

@@ -74,6 +74,19 @@ class Template:
 
 
 @dataclass(frozen=True)
+class NetworkRules:
+    """What a sandbox may reach, in E2B's terms; all empty: what the operator's default says.
+
+    allow: names, addresses and blocks (``allow_out``). deny: addresses and blocks (``deny_out``).
+    internet: ``allow_internet_access``; False is the same as denying ``0.0.0.0/0``.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    internet: bool | None = None
+
+
+@dataclass(frozen=True)
 class SandboxSpec:
     """A request for one sandbox.
 
@@ -87,6 +100,7 @@ class SandboxSpec:
     access_token: str | None = None
     limits: Limits | None = None
     snapshots: tuple[str, ...] = ()
+    network: NetworkRules = NetworkRules()
 
 
 @dataclass(frozen=True)

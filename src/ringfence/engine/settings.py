@@ -6,6 +6,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.model import Limits
 
 
@@ -27,6 +28,7 @@ class EngineSettings:
     snapshot_dir: where snapshots are kept; None: none can be made.
     ceiling: the most any one sandbox may ask for.
     max_sandboxes: how many may live at once.
+    network: what the operator allows sandboxes to reach.
     debug: let guests and zygotes write their trouble to standard error.
     """
 
@@ -36,4 +38,5 @@ class EngineSettings:
     snapshot_dir: Path | None = None
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     debug: bool = False

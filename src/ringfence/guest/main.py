@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,10 @@ import uvicorn.protocols.http.httptools_impl
 from ringfence.guest import tunnel
 from ringfence.guest.app import ENVD_PORT, INTERPRETER_PORT, PortDispatch
 from ringfence.guest.config import GuestConfig
+from ringfence.guest.egress import proxy
+from ringfence.guest.egress.gate import Gate
+from ringfence.guest.egress.names import Names
+from ringfence.guest.egress.service import EgressService
 from ringfence.guest.envd import app as envd
 from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.interpreter import app as interpreter
@@ -31,13 +36,19 @@ def run(
     http: socket.socket,
     tunnels: socket.socket,
     nursery: socket.socket,
+    egress: socket.socket,
+    intake: socket.socket | None,
     counters: Sequence[int],
     lifeline: socket.socket,
 ) -> None:
-    """Serve until killed. `lifeline` is connected to the launcher: when it closes, the sandbox must end."""
+    """Serve until killed.
+
+    egress: the way out of the network. intake: gets the connections that the kernel leads to us, if it can.
+    lifeline: is connected to the launcher: when it closes, the sandbox must end.
+    """
     meter = MemoryMeter(counters, config.memory_bytes)
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        runner.run(_serve(config, http, tunnels, nursery, meter, lifeline))
+        runner.run(_serve(config, http, tunnels, nursery, egress, intake, meter, lifeline))
 
 
 async def _serve(
@@ -45,11 +56,15 @@ async def _serve(
     http: socket.socket,
     tunnels: socket.socket,
     nursery: socket.socket,
+    egress: socket.socket,
+    intake: socket.socket | None,
     meter: MemoryMeter,
     lifeline: socket.socket,
 ) -> None:
     lifeline.setblocking(False)
     asyncio.get_running_loop().add_reader(lifeline, os._exit, 0)
+    if intake is None:
+        config = dataclasses.replace(config, env={**proxy.ENVIRONMENT, **config.env})
     reaper = Reaper()
     reaper.start()
     write_marks(config)
@@ -60,6 +75,9 @@ async def _serve(
         INTERPRETER_PORT: interpreter.build(config, kernels),
     }
     kernels.start()
+    gate = Gate(egress)
+    await EgressService(gate, Names(), intake).start()
+    await proxy.serve(gate)
     server = _Server(_uvicorn(PortDispatch(services)))
     listeners = [http, *_loopback_listeners()]
     async with await tunnel.serve(tunnels):

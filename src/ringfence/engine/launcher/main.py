@@ -7,7 +7,8 @@ ends when the engine's end of the channel closes, and everything it started ends
 - ``warm`` (template): the report of the preload, when the template's zygote is warm; a template without a
   ``python`` gets no zygote, and its sandboxes no kernels;
 - ``cool`` (template): ends its zygote, when it has no sandboxes;
-- ``create`` (id, template, limits, guest, hostname): its pid, when the guest is about to serve;
+- ``create`` (id, template, limits, guest, hostname; beside it, the guest's channel to the egress): its pid,
+  when the guest is about to serve;
 - ``kill`` (id): whether it existed, when nothing is left of it;
 - ``stats`` (id): memory, processor and process counts;
 - ``freeze``, ``thaw`` (id): let all of its processes stand still, let them go on;
@@ -93,7 +94,7 @@ class Launcher:
 
     def _on_engine(self) -> None:
         request, fds = channel.receive(self._engine)
-        channel.close_all(fds)
+        request["fds"] = fds
         request_id = request["request"]
         try:
             handler = getattr(self, "_verb_" + request["verb"])
@@ -101,6 +102,8 @@ class Launcher:
         except (RingfenceError, OSError, ValueError, KeyError) as error:
             kind = type(error).__name__ if isinstance(error, RingfenceError) else "LauncherError"
             self._reply(request_id, error=str(error), kind=kind)
+        finally:
+            channel.close_all(fds)
 
     def _verb_hello(self, request_id: int, request: dict[str, Any]) -> None:
         self._host = Host.prepare(debug=request["debug"])

@@ -87,6 +87,7 @@ class Sandboxes:
             http.fileno(),
             tunnel.fileno(),
             guest_end.fileno(),
+            request["fds"][0],
             *counters,
             *procs,
             *([record.disk_fd] if record.disk_fd >= 0 else []),

@@ -8,25 +8,32 @@ The order is the point. Each step needs a power that a later one gives up:
 4. new mount, PID, network, IPC, UTS and cgroup namespaces, which the template namespace owns, so that nobody
 in the
    sandbox, its root included, has any power over them;
-5. as PID 1: the root filesystem, loopback, host name;
+5. as PID 1: the root filesystem, loopback and what leads to it, host name;
 6. enter the sandbox's own user namespace, keep a handful of capabilities over its own files and processes,
    no_new_privs, seccomp;
 7. tell the launcher, and serve.
 """
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
 import socket
-import struct
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ringfence.engine.isolation import capabilities, landlock, linux, mounts, rlimits, seccomp, userns
+from ringfence.engine.isolation import (
+    capabilities,
+    landlock,
+    linux,
+    mounts,
+    network,
+    rlimits,
+    seccomp,
+    userns,
+)
 from ringfence.engine.zygote import channel
 from ringfence.guest import main as guest_main
 from ringfence.guest.config import GuestConfig
@@ -43,8 +50,6 @@ _KEPT = frozenset(
     capabilities.NUMBERS[name]
     for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP")
 )
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP_LOOPBACK_RUNNING = 0x1 | 0x8 | 0x40
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Descriptors:
     http: int
     tunnel: int
     nursery: int
+    egress: int
     counters: tuple[int, ...]
     procs: tuple[int, ...]
     disk: int | None
@@ -65,11 +71,11 @@ class Descriptors:
     def of(cls, fds: list[int], counters: int, has_disk: bool) -> "Descriptors":
         """Name the descriptors of a request; the writable layer of an earlier life, if any, comes last."""
         disk = fds.pop() if has_disk else None
-        report, template_ns, sandbox_ns, http, tunnel, nursery, *rest = fds
+        report, template_ns, sandbox_ns, http, tunnel, nursery, egress, *rest = fds
         numbers = tuple(rest)
         return cls(
-            report, template_ns, sandbox_ns, http, tunnel, nursery, numbers[:counters], numbers[counters:],
-            disk,
+            report, template_ns, sandbox_ns, http, tunnel, nursery, egress, numbers[:counters],
+            numbers[counters:], disk,
         )  # fmt: skip
 
 
@@ -98,13 +104,15 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         if pid:
             _report_namespaces(report, pid, names)
             return
-        _become_init(request, plan, trees, given, program, parent)
+        intake = _become_init(request, plan, trees, given, program, parent)
         channel.send(report, {"ready": True})
         guest_main.run(
             GuestConfig(**request["guest"]),
             http=socket.socket(fileno=given.http),
             tunnels=socket.socket(fileno=given.tunnel),
             nursery=socket.socket(fileno=given.nursery),
+            egress=socket.socket(fileno=given.egress),
+            intake=intake,
             counters=given.counters,
             lifeline=report,
         )
@@ -152,11 +160,12 @@ def _become_init(
     given: Descriptors,
     program: bytes,
     parent: int,
-) -> None:
+) -> socket.socket | None:
     os.setsid()
     mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk))
     socket.sethostname(request["hostname"])
-    _loopback_up()
+    network.loopback_up()
+    intake = _intercept()
     _redirect_standard_streams(request["debug"])
     # A death signal set before our parent is gone would be for its death; afterwards it is for the
     # launcher's.
@@ -165,7 +174,7 @@ def _become_init(
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.close(given.sandbox_ns)
     os.close(given.template_ns)
-    _keep_only(given)
+    _keep_only(given, intake)
     rlimits.apply(request["limits"], bound_memory=not given.counters)
     capabilities.drop(keep=_KEPT)
     capabilities.no_new_privs()
@@ -174,6 +183,7 @@ def _become_init(
     # there.
     landlock.restrict([landlock.PathRule("/", landlock.ALL)], scopes=0)
     seccomp.install(program)
+    return intake
 
 
 def _hand_over_disk(report: int, disk: int) -> None:
@@ -182,8 +192,11 @@ def _hand_over_disk(report: int, disk: int) -> None:
     os.close(disk)
 
 
-def _keep_only(given: Descriptors) -> None:
-    kept = sorted({given.report, given.http, given.tunnel, given.nursery, *given.counters})
+def _keep_only(given: Descriptors, intake: socket.socket | None) -> None:
+    listeners = () if intake is None else (intake.fileno(),)
+    kept = sorted(
+        {given.report, given.http, given.tunnel, given.nursery, given.egress, *listeners, *given.counters}
+    )
     first = 3
     for fd in kept:
         if fd > first:
@@ -192,9 +205,15 @@ def _keep_only(given: Descriptors) -> None:
     linux.close_range(first)
 
 
-def _loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _IFF_UP_LOOPBACK_RUNNING, b""))
+def _intercept() -> socket.socket | None:
+    """The listener that plain connections are led to.
+
+    None where the kernel cannot: then the guest's proxies are the only way out, as the report says.
+    """
+    try:
+        return network.intercept()
+    except OSError:
+        return None
 
 
 def _redirect_standard_streams(debug: bool) -> None:

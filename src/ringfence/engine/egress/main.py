@@ -1,0 +1,141 @@
+"""The egress process: every sandbox's way out, and nothing else.
+
+It has no secret and no privilege. The engine sends it requests over a SEQPACKET channel, and it ends when
+that closes:
+
+- ``settings`` (settings, packages): first of all;
+- ``attach`` (id, policy; beside it the sandbox's channel), ``policy`` (id, policy), ``detach`` (id);
+- ``account`` (id).
+
+Each request is answered; what sandboxes are refused is announced as the event ``network``.
+"""
+
+import asyncio
+import contextlib
+import encodings.idna  # noqa: F401 - the resolver imports it by name, when this process cannot read files
+import os
+import resource
+import socket
+import sys
+from typing import Any
+
+from ringfence.engine.egress.dialer import Dialer
+from ringfence.engine.egress.gateway import Gateway
+from ringfence.engine.egress.policy import PolicyError, from_fields, preset
+from ringfence.engine.egress.resolver import Resolver
+from ringfence.engine.egress.settings import NetworkSettings, fixed_hosts
+from ringfence.engine.isolation import capabilities, linux
+from ringfence.engine.zygote import channel
+
+_NOBODY = 65534
+_CEILING = "the operator's ceiling (RINGFENCE_NETWORK_CEILING)"
+
+
+class Egress:
+    """All gateways. Made inside of the event loop."""
+
+    def __init__(self, engine: socket.socket) -> None:
+        engine.setblocking(False)
+        self._engine = engine
+        self._gateways: dict[str, Gateway] = {}
+        self._settings = NetworkSettings()
+        self._packages: list[tuple[str, int]] = []
+        self._dialer = Dialer(self._settings, Resolver({}), ())
+        self._ceiling = preset("none", ())
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(engine, self._readable)
+
+    async def run(self) -> None:
+        """Serve until the engine closes its end."""
+        await self._ended.wait()
+
+    def _readable(self) -> None:
+        try:
+            request, fds = channel.receive(self._engine)
+        except BlockingIOError:
+            return
+        except channel.ChannelClosedError:
+            self._ended.set()
+            return
+        try:
+            answer = getattr(self, "_op_" + request["op"])(request, fds)
+        except PolicyError as error:
+            answer = {"error": str(error)}
+        finally:
+            channel.close_all(fds)
+        self._tell({"reply": request["request"], **answer})
+
+    def _op_settings(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        self._settings = NetworkSettings.from_dict(request["settings"])
+        self._packages = [(host, port) for host, port in request["packages"]]
+        resolver = Resolver(fixed_hosts(self._settings.hosts))
+        self._dialer = Dialer(self._settings, resolver, self._packages)
+        self._ceiling = preset(self._settings.ceiling, self._packages, _CEILING)
+        return {}
+
+    def _op_attach(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        sandbox_id = request["id"]
+        policy = from_fields(request["policy"], self._packages)
+        end = socket.socket(fileno=fds.pop())
+        self._gateways[sandbox_id] = Gateway(
+            end,
+            policy,
+            self._ceiling,
+            self._dialer,
+            self._settings,
+            lambda level, text: self._tell(
+                {"event": "network", "id": sandbox_id, "level": level, "message": text}
+            ),
+        )
+        return {}
+
+    def _op_policy(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        gateway = self._gateways.get(request["id"])
+        if gateway is not None:
+            gateway.set_policy(from_fields(request["policy"], self._packages))
+        return {}
+
+    def _op_detach(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        gateway = self._gateways.pop(request["id"], None)
+        if gateway is None:
+            return {}
+        gateway.close()
+        return {"account": gateway.account()}
+
+    def _op_account(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        gateway = self._gateways.get(request["id"])
+        return {"account": gateway.account()} if gateway is not None else {}
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        # The engine reads all the time; should it not, what it misses is a line in a log.
+        with contextlib.suppress(channel.ChannelClosedError, BlockingIOError):
+            channel.send(self._engine, message)
+
+
+def _drop_privileges() -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        linux.prctl(linux.PR_SET_KEEPCAPS, 0)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    capabilities.no_new_privs()
+
+
+def main() -> None:
+    """Entry point; argv[1] is the descriptor of the channel to the engine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.environ["LOCALDOMAIN"] = "."  # the host's search domains are none of a sandbox's business
+    engine = socket.socket(fileno=int(sys.argv[1]))
+    _drop_privileges()
+
+    async def serve() -> None:
+        await Egress(engine).run()
+
+    asyncio.run(serve())
+    os._exit(0)  # a look-up that hangs must not keep us
+
+
+if __name__ == "__main__":
+    main()
