@@ -11,7 +11,8 @@ from ringfence.core.ids import is_sandbox_id, new_sandbox_id, new_token
 from ringfence.engine.lease import Leases
 from ringfence.engine.model import Exit, Limits, SandboxSpec, Template
 from ringfence.server.errors import ApiError, from_engine, quota_reached
-from ringfence.server.models import NewSandbox
+from ringfence.server.models import NetworkUpdate, NewSandbox
+from ringfence.server.network import rules_of, update_network
 from ringfence.server.records import LogLine, Record
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Registry:
         self._removal_listeners: list[Callable[[str], None]] = []
         self.leases = Leases(self._expire)
         engine.add_exit_listener(self._on_exit)
+        engine.add_network_listener(self._on_network)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -81,6 +83,7 @@ class Registry:
             env=request.env_vars,
             access_token=new_token() if secure else None,
             limits=self._limits(template),
+            network=rules_of(self._engine, network, request.allow_internet_access),
         )
         sandbox = await self._start(spec)
         now = round(time.time(), 6)
@@ -103,6 +106,11 @@ class Registry:
         self._log(record, "info", f"sandbox started from template {template.name}")
         self.leases.set(record.sandbox_id, record.end_at)
         return record
+
+    async def update_network(self, record: Record, update: NetworkUpdate) -> None:
+        """Replace what a sandbox may reach. Raises ApiError."""
+        await update_network(self._engine, record, update)
+        self._log(record, "info", "network rules changed")
 
     def extend(self, record: Record, lifetime: int) -> None:
         """Let the sandbox live at least `lifetime` seconds from now; never shortens."""
@@ -185,6 +193,11 @@ class Registry:
     def _on_exit(self, exit_: Exit) -> None:
         if self._remove(exit_.sandbox_id) is not None:
             logger.warning("sandbox %s ended: %s (%s)", exit_.sandbox_id, exit_.reason, exit_.detail)
+
+    def _on_network(self, sandbox_id: str, level: str, message: str) -> None:
+        record = self._records.get(sandbox_id)
+        if record is not None:
+            self._log(record, level, message)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -10,14 +10,13 @@ from starlette.routing import Route
 from ringfence.server.errors import ApiError, not_implemented
 from ringfence.server.idempotency import Idempotency
 from ringfence.server.listing import parse_query, select
-from ringfence.server.models import Connect, Network, NetworkUpdate, NewSandbox, Refresh, Timeout
+from ringfence.server.models import Connect, NetworkUpdate, NewSandbox, Refresh, Timeout
 from ringfence.server.records import Record
 from ringfence.server.registry import Registry
 from ringfence.server.requests import owner_of, parse_model, path_param, read_body, read_model
 
 _V1_LIFETIME = 15
 _V2_LIFETIME = 300
-_EVERYTHING = {"0.0.0.0/0", "::/0"}
 
 
 class SandboxRoutes:
@@ -135,19 +134,11 @@ class SandboxRoutes:
     async def update_network(self, request: Request) -> Response:
         """``PUT /sandboxes/{id}/network``: replaces the egress rules."""
         body = await read_model(request, NetworkUpdate)
-        record = self._record(request)
-        _refuse_network(body)
-        ingress = {key: value for key, value in record.network.items() if key in _INGRESS}
-        egress = {key: value for key, value in body.described().items() if key not in _INGRESS}
-        record.allow_internet_access = egress.pop("allow_internet_access", None)
-        record.network = ingress | egress
+        await self._registry.update_network(self._record(request), body)
         return Response(status_code=204)
 
     def _record(self, request: Request) -> Record:
         return self._registry.lookup(owner_of(request), path_param(request, "sandbox_id"))
-
-
-_INGRESS = {"allowPublicTraffic", "maskRequestHost", "httpsPorts"}
 
 
 def _refuse_unsupported(new: NewSandbox) -> None:
@@ -160,25 +151,3 @@ def _refuse_unsupported(new: NewSandbox) -> None:
         raise not_implemented("iam (workload identity)")
     if new.mcp:
         raise not_implemented("mcp (the MCP gateway)")
-    if new.network is not None:
-        _refuse_network(new.network)
-
-
-def _refuse_network(network: Network) -> None:
-    """Sandboxes have no network, so denying is always in force and allowing never: refuse to promise it."""
-    refused = {
-        "network.allowOut": network.allow_out,
-        "network.rules": network.rules,
-        "network.egressProxy": network.egress_proxy,
-        "network.httpsPorts": network.https_ports,
-        "network.dnsServers": network.dns_servers,
-    }
-    for name, value in refused.items():
-        if value:
-            raise not_implemented(f"{name} (sandboxes have no network)")
-    for name in network.model_extra or {}:
-        raise not_implemented(f"network.{name}")
-    denied = set(network.deny_out or ())
-    if denied and not denied & _EVERYTHING:
-        # The rest of the internet would be expected to be reachable.
-        raise not_implemented("network.denyOut other than 0.0.0.0/0 (sandboxes have no network)")
