@@ -11,6 +11,7 @@ from ringfence.core.errors import LauncherError, LimitError, SandboxNotFoundErro
 from ringfence.core.ids import new_sandbox_id
 from ringfence.engine.engine import Engine
 from ringfence.engine.model import Exit, Limits, Sandbox, SandboxSpec
+from ringfence.engine.settings import EngineSettings
 
 TEMPLATE = "base"
 
@@ -122,3 +123,16 @@ async def test_a_closed_or_impossible_port_is_refused(sandbox: Sandbox, request_
     writer.write(request_line)
     assert await reader.read() == b"refused\n"
     writer.close()
+
+
+async def test_a_gradual_engine_serves_before_it_is_warm() -> None:
+    settings = EngineSettings(templates=("code-interpreter-mini",), gradual=True)
+    engine = await Engine.start(settings)
+    try:
+        early, late = [
+            await engine.create(SandboxSpec(new_sandbox_id(), "code-interpreter-mini")) for _ in range(2)
+        ]
+        for sandbox in (early, late):
+            assert (await ask(sandbox, "/health", port=49999)).startswith(b"HTTP/1.1 200")
+    finally:
+        await engine.aclose()

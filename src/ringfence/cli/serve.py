@@ -32,6 +32,18 @@ import click
 )
 @click.option("--max-upload-mb", type=click.IntRange(1), help="Largest body of one request, in MiB.")
 @click.option(
+    "--gradual-warmup",
+    is_flag=True,
+    default=None,
+    help="Be ready before the templates are fully warmed; go on when idle.",
+)
+@click.option(
+    "--network-default", help="What sandboxes may reach unless they ask: none, packages, internet, or a list."
+)
+@click.option("--network-ceiling", help="What no sandbox may go past, in the same form.")
+@click.option("--network-allow-private", help="Private or own addresses that policies may allow, by commas.")
+@click.option("--network-hosts", help="Fixed addresses of names, as name=address, by commas.")
+@click.option(
     "--ready-fd", type=click.IntRange(0), help="Descriptor that gets a line of JSON when it is ready."
 )
 @click.option("--lifeline-fd", type=click.IntRange(0), help="Descriptor whose end of file stops the server.")
@@ -42,10 +54,8 @@ def command(**options: Any) -> None:
     """Run a server that speaks E2B's protocol, in the foreground.
 
     Control plane and sandbox traffic share one URL: set E2B_API_URL and E2B_SANDBOX_URL to it, and
-    E2B_API_KEY
-    to a key of the server. RINGFENCE_API_KEY presets the key; otherwise one is made and printed once at the
-    first
-    start. Every option is also a variable, e.g. RINGFENCE_PORT.
+    E2B_API_KEY to a key of the server. RINGFENCE_API_KEY presets the key; otherwise one is made and printed
+    once at the first start. Every option is also a variable, e.g. RINGFENCE_PORT.
     """
     from pydantic import ValidationError
 

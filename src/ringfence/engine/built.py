@@ -76,8 +76,8 @@ IMAGE = "image-"
 """What the keys of templates begin with that are the files of an image and nothing else."""
 
 
-def description_of(template: Template) -> dict[str, Any]:
-    """A template as the launcher's ``warm`` takes it."""
+def description_of(template: Template, gradual: bool = False) -> dict[str, Any]:
+    """A template as the launcher's ``warm`` takes it; `gradual`: ready before everything is imported."""
     return {
         "name": template.key,
         "layers": [
@@ -86,5 +86,6 @@ def description_of(template: Template) -> dict[str, Any]:
         ],
         "python": template.python if template.preload else "",
         "preload": list(template.preload),
+        "gradual": gradual,
         "env": template.env,
     }

@@ -76,7 +76,7 @@ class Engine:
         self._freeze_remedy = None if answer["can_freeze"] else answer["freeze_remedy"]
 
     async def _warm(self, template: Template) -> None:
-        answer = await self._link.call("warm", template=description_of(template))
+        answer = await self._link.call("warm", template=description_of(template, self._settings.gradual))
         self._templates[template.name] = template
         self._reports[template.name] = answer["report"]
         failed = answer["report"].get("failed") or {}

@@ -29,6 +29,7 @@ class EngineSettings:
     ceiling: the most any one sandbox may ask for.
     max_sandboxes: how many may live at once.
     network: what the operator allows sandboxes to reach.
+    gradual: serve as soon as a template's first module is imported, and go on warming between requests.
     debug: let guests and zygotes write their trouble to standard error.
     """
 
@@ -39,4 +40,5 @@ class EngineSettings:
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    gradual: bool = False
     debug: bool = False

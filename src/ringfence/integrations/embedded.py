@@ -158,6 +158,7 @@ class _Child:
         ]
         if template is not None or "RINGFENCE_TEMPLATES" not in os.environ:
             command += ["--templates", template or DEFAULT_TEMPLATE]
+        command.append("--gradual-warmup")  # somebody waits: a sandbox now, fully warmed ones later
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

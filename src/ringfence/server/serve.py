@@ -19,6 +19,7 @@ import uvicorn
 from ringfence import __version__
 from ringfence.core.errors import ConfigurationError, IsolationError
 from ringfence.core.log import configure_logging
+from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.engine import Engine
 from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.server.app import App
@@ -131,6 +132,14 @@ class _Serving:
             cache_dir=self._settings.cache_dir or default_cache_dir(),
             runtime_dir=self._settings.runtime_dir,
             max_sandboxes=self._settings.max_sandboxes,
+            gradual=self._settings.gradual_warmup,
+            network=NetworkSettings(
+                default=self._settings.network_default,
+                ceiling=self._settings.network_ceiling,
+                allow_private=self._settings.network_allow_private,
+                hosts=self._settings.network_hosts,
+                own_ports=(self._listener.getsockname()[1],),
+            ),
             debug=self._settings.log_level == "DEBUG",
         )
 

@@ -48,6 +48,24 @@ class ServeSettings(BaseSettings):
     )
     max_timeout: int = Field(86_400, ge=1, description="Longest lease a request may ask for, in seconds.")
     max_upload_mb: int = Field(2048, ge=1, description="Largest body of one request to a sandbox, in MiB.")
+    gradual_warmup: bool = Field(
+        False, description="Be ready before the templates are fully warmed, and go on warming when idle."
+    )
+    network_default: str = Field(
+        "internet",
+        description="What sandboxes may reach by default: none, packages, internet, or names and blocks.",
+    )
+    network_ceiling: str = Field(
+        "internet", description="What no sandbox may go past, in the same form as the default."
+    )
+    network_allow_private: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Private, reserved or own addresses and blocks, with or without a port, that policies "
+        "may allow nevertheless, separated by commas.",
+    )
+    network_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Fixed addresses of names, as name=address, separated by commas."
+    )
     ready_fd: int | None = Field(
         None, ge=0, description="Descriptor that gets one line of JSON when the server is ready."
     )
@@ -58,7 +76,7 @@ class ServeSettings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 
-    @field_validator("allowed_hosts", "templates", mode="before")
+    @field_validator("allowed_hosts", "templates", "network_allow_private", "network_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

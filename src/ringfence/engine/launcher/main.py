@@ -145,7 +145,7 @@ class Launcher:
         record.warm_request = request_id
         record.make_slots(_FIRST_SLOTS)
         self._selector.register(record.zygote, selectors.EVENT_READ, lambda: self._on_zygote(record))
-        channel.send(record.zygote, {"preload": description["preload"]})
+        channel.send(record.zygote, {"preload": description["preload"], "gradual": description["gradual"]})
 
     def _on_zygote(self, record: TemplateRecord) -> None:
         if record.zygote is None:

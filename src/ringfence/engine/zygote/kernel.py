@@ -9,11 +9,15 @@ Ringfence is installed: it may import nothing but the standard library, `channel
 
 import contextlib
 import errno
+import functools
+import importlib
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -34,12 +38,15 @@ def serve(requests: socket.socket, program: bytes) -> None:
     from ringfence_kernel import nursery, preload
 
     first, _ = channel.receive(requests)
-    report = preload.preload(first["preload"])
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_IGN
-    )  # nobody waits for the forks: the launcher adopts what stays
+    modules = first["preload"]
+    later = _later_steps(modules, preload.preload) if first["gradual"] else deque()
+    report = preload.preload(modules[:1] if later else modules)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks: the launcher adopts them
     channel.send(requests, {"ready": True, "report": report})
     while True:
+        if later and not select.select([requests], [], [], 0)[0]:
+            later.popleft()()
+            continue
         try:
             request, fds = channel.receive(requests)
         except channel.ChannelClosedError:
@@ -49,6 +56,21 @@ def serve(requests: socket.socket, program: bytes) -> None:
             _join(request, fds, program, nursery.serve)
             os._exit(0)
         channel.close_all(fds)
+
+
+def _later_steps(modules: list[str], preload: Callable[[list[str]], object]) -> deque[Callable[[], object]]:
+    """What is left to warm up when the first module is there: one import at a time, between requests."""
+
+    def load(name: str) -> None:
+        with contextlib.suppress(Exception):  # the last step tries again and reports
+            importlib.import_module(name)
+
+    def finish() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        preload(modules)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    return deque([*(functools.partial(load, name) for name in modules[1:]), finish])
 
 
 def _join(
