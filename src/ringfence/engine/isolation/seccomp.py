@@ -16,9 +16,9 @@ import struct
 from dataclasses import dataclass
 
 from . import linux, syscalls
-from .seccomp_policy import ALLOW, AUDIT, DEFAULT, KILL_PROCESS, Check, Policy
+from .seccomp_policy import ALLOW, AUDIT, DEFAULT, KILL_PROCESS, ZYGOTE, Check, Policy
 
-__all__ = ["AUDIT", "DEFAULT", "FILTER_FLAG_LOG", "build", "explain", "install"]
+__all__ = ["AUDIT", "DEFAULT", "FILTER_FLAG_LOG", "ZYGOTE", "build", "explain", "install"]
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """`seccomp_data.arch` of 64-bit calls on each architecture (``include/uapi/linux/audit.h``)."""
@@ -93,12 +93,12 @@ def build(arch: str | None = None, policy: Policy = DEFAULT) -> bytes:
     Calls made through a foreign ABI, such as 32-bit ones on x86_64, kill the process: their numbers mean
     other calls.
 
-    Raises `NotImplementedError` for an architecture without a table: there is no safe default.
+    Raises `OSError` (ENOSYS) for an architecture without a table: there is no safe default.
     """
     name = arch or linux.ARCH
     if name not in AUDIT_ARCH:
         known = " and ".join(AUDIT_ARCH)
-        raise NotImplementedError(f"no system call table for {name}; seccomp is known for {known}")
+        raise OSError(errno.ENOSYS, f"no system call table for {name}; seccomp is known for {known}")
     native: _Code = [
         (_LD_ABS, 0, 0, _OFFSET_NUMBER),
         *_search(_ranges(syscalls.NUMBERS[name], policy)),

@@ -202,6 +202,14 @@ DEFAULT = Policy(
 )
 """The policy of every sandbox."""
 
+ZYGOTE = Policy(
+    allowed=DEFAULT.allowed | {"setns"},
+    refused={name: action for name, action in DEFAULT.refused.items() if name != "setns"},
+    checks=DEFAULT.checks,
+    reasons=DEFAULT.reasons,
+)
+"""A kernel zygote's: it joins the namespaces of its sandboxes before their own policy holds."""
+
 AUDIT = Policy(
     allowed=DEFAULT.allowed,
     refused={name: action if name == "clone3" else LOG for name, action in DEFAULT.refused.items()},

@@ -25,6 +25,8 @@ from ringfence.engine.isolation import capabilities, landlock, linux, rlimits, s
 from ringfence.engine.zygote import channel
 
 _KEPT = frozenset(capabilities.NUMBERS[name] for name in ("KILL", "SETGID", "SETUID", "SETPCAP"))
+# What it takes to join a sandbox: its namespaces, then its ids. The joining child gets the rest in there.
+_ZYGOTE_KEPT = _KEPT | {capabilities.NUMBERS[name] for name in ("SYS_ADMIN", "SYS_CHROOT")}
 _OWN_PACKAGE = "ringfence"
 _SANDBOX_IS_GONE = (
     errno.ENODEV,
@@ -134,6 +136,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(int(sys.argv[2]), "rb") as file:
         program = file.read()
+    _confine()
     fd = int(sys.argv[1])
     sys.argv[:] = [""]
     serve(socket.socket(fileno=fd), program)
+
+
+def _confine() -> None:
+    """Before any third-party code runs: only the power to join sandboxes is left, and their filter."""
+    capabilities.drop(keep=_ZYGOTE_KEPT)
+    capabilities.no_new_privs()
+    seccomp.install(seccomp.build(policy=seccomp.ZYGOTE))
