@@ -78,3 +78,26 @@ def test_its_mounts_show_nothing_of_the_host(sandbox: Sandbox) -> None:
     for fields in mounts:
         if fields[1] in ("/", "/usr", "/usr/local", "/dev/shm"):
             assert {"nosuid", "nodev"} <= set(fields[3].split(","))
+
+
+def test_the_kernel_zygote_has_no_power_outside(engine: Engine, sandbox: Sandbox) -> None:
+    zygotes = [pid for pid in _descendants(os.getpid()) if b"/run/ringfence" in _command_of(pid)]
+    status = status_of(zygotes[0])
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    held = set(capabilities.names(int(status["CapEff"], 16)))
+    assert held == {"KILL", "SETGID", "SETUID", "SETPCAP", "SYS_ADMIN", "SYS_CHROOT"}
+    for name in ("user", "mnt", "net", "ipc", "uts", "cgroup"):
+        assert os.readlink(f"/proc/{zygotes[0]}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
+def _command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return sorted(found)
