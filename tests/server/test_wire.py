@@ -127,6 +127,8 @@ def test_what_nobody_knows(api: httpx.Client) -> None:
         b'{"templateID": "base", "autoPauseMemory": false}',
         b'{"templateID": "base", "secure": false, "network": {"allowPublicTraffic": false}}',
         b'{"templateID": "base", "network": {"denyOut": ["example.com"]}}',
+        b'{"templateID": "base", "network": {"allowOut": ["example.com"]}}',
+        b'{"templateID": "base", "network": {"allowOut": ["a b"], "denyOut": ["0.0.0.0/0"]}}',
         b'{"templateID": "base", "network": {"maskRequestHost": "a\\r\\nb"}}',
         json.dumps({"templateID": "base", "envVars": {"A": "x" * 60_000}}).encode(),
     ],
@@ -152,7 +154,7 @@ def test_bad_lists(api: httpx.Client, query: str) -> None:
         ({"mcp": {"x": {}}}, "mcp"),
         ({"iam": {"tokens": {}}}, "iam"),
         ({"network": {"rules": {"a.test": []}}}, "network.rules"),
-        ({"network": {"denyOut": ["8.8.8.8"]}}, "network.denyOut"),
+        ({"network": {"egressProxy": {"address": "a.test"}}}, "network.egressProxy"),
         ({"network": {"brandNew": 1}}, "network.brandNew"),
     ],
 )

@@ -41,6 +41,8 @@ def plain_address(text: str) -> IPAddress:
     """An address without disguise: mapped, 6to4 and NAT64 forms become the IPv4 address in them."""
     try:
         address = ipaddress.ip_address(text)
+        if "%" in text:
+            raise ValueError("a zone")
     except ValueError:
         raise BadHostError(f"not an address: {text[:100]!r}") from None
     if isinstance(address, ipaddress.IPv4Address):
