@@ -2,13 +2,14 @@
 
 One that stands on a built-in template is served by that template's zygote: what its users put into it is on
 disk only, and never runs in a process that has power over more than one sandbox. One that stands on an image
-has a user namespace of its own and no zygote; it comes into service with its first sandbox, and when there are
-many of them the one that was used longest ago leaves it.
+has a user namespace of its own and no zygote; it comes into service with its first sandbox, and when there
+are many of them the one that was used longest ago leaves it.
 """
 
 import asyncio
 import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from ringfence.core.errors import LauncherError, TemplateError
@@ -35,10 +36,12 @@ class BuiltTemplates:
         """The template with this key."""
         return self._templates.get(key)
 
-    async def remove(self, key: str) -> None:
+    def __iter__(self) -> Iterator[Template]:
+        return iter(list(self._templates.values()))
+
+    def discard(self, key: str) -> None:
         """Serve it no longer. Its sandboxes live on; new ones cannot be made."""
         self._templates.pop(key, None)
-        await self._cool(key)
 
     async def warm(self, template: Template) -> None:
         """Bring into service what `template` stands on. Raises TemplateError, LauncherError."""

@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import LimitError, RingfenceError, SandboxNotFoundError, TemplateError
+from ringfence.core.errors import (
+    LimitError,
+    RingfenceError,
+    SandboxNotFoundError,
+    SandboxStartError,
+    TemplateError,
+)
 from ringfence.engine.built import BuiltTemplates, description_of
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink
@@ -18,6 +24,8 @@ from ringfence.engine.network import Network, NetworkListener
 from ringfence.engine.runtime_dir import make_runtime_dir, remove_runtime_dir
 from ringfence.engine.settings import EngineSettings
 from ringfence.engine.templates.build import ensure_template
+from ringfence.engine.templates.builder import service
+from ringfence.engine.templates.builder.guest import Guest
 
 Progress = Callable[[str], None]
 _HOSTNAME = "sandbox"
@@ -101,6 +109,11 @@ class Engine:
         return self._built
 
     @property
+    def ceiling(self) -> Limits:
+        """The most any one sandbox may ask for."""
+        return self._settings.ceiling
+
+    @property
     def isolation(self) -> IsolationReport:
         """The layers of isolation and whether each is in force."""
         return self._isolation
@@ -147,7 +160,21 @@ class Engine:
         )  # fmt: skip
         self._sandboxes[spec.sandbox_id] = sandbox
         self._specs[spec.sandbox_id] = spec
+        if template.start_cmd:
+            await self._start_service(sandbox, spec)
         return sandbox
+
+    async def _start_service(self, sandbox: Sandbox, spec: SandboxSpec) -> None:
+        """Run the template's start command and wait for a while until it is ready."""
+        try:
+            async with Guest(sandbox.http_socket, spec.access_token) as guest:
+                await service.start_service(guest, sandbox.template)
+                await service.wait_ready(guest, sandbox.template, service.CREATE_TIMEOUT)
+        except BaseException as error:
+            await self.kill(sandbox.sandbox_id)
+            if isinstance(error, TemplateError):
+                raise SandboxStartError(str(error)) from error
+            raise
 
     async def _call_with(
         self, way_out: socket.socket, verb: str, arguments: dict[str, Any]

@@ -26,6 +26,8 @@ from ringfence.server.routing import HostPolicy, Target, host_name, single, targ
 from ringfence.server.sandbox_routes import SandboxRoutes
 from ringfence.server.signatures import match_signature
 from ringfence.server.template_routes import TemplateRoutes
+from ringfence.server.templates.service import TemplateService
+from ringfence.server.templates.uploads import PATH as UPLOADS
 
 if TYPE_CHECKING:
     from ringfence.engine.engine import Engine
@@ -45,6 +47,7 @@ class App:
         engine: "Engine",
         registry: Registry,
         keys: Keys,
+        templates: TemplateService,
         *,
         domain: str,
         allowed_hosts: tuple[str, ...],
@@ -53,6 +56,7 @@ class App:
         self._engine = engine
         self._registry = registry
         self._keys = keys
+        self._uploads = templates.uploads
         self._domain_name = host_name(domain)
         self._hosts = HostPolicy(self._domain_name, allowed_hosts)
         self._proxy = Proxy(registry, max_body)
@@ -60,7 +64,7 @@ class App:
             [
                 *ObserveRoutes(registry).routes(),
                 *SandboxRoutes(registry, domain).routes(),
-                *TemplateRoutes(engine, time.time()).routes(),
+                *TemplateRoutes(templates, time.time()).routes(),
                 *missing_routes(registry),
             ],
             redirect_slashes=False,
@@ -102,6 +106,8 @@ class App:
         self._hosts.check(scope["headers"])
         if scope["path"] == "/health":
             return self._health()
+        if scope["path"].startswith(UPLOADS):
+            return await self._uploads.receive(Request(scope, receive))
         scope[OWNER] = self._authenticate(scope)
         scope["app"] = self  # so that Starlette raises its refusals instead of writing them as text
         # Routes are matched on the path as it was sent, so that an encoded slash stays within its segment.

@@ -39,6 +39,10 @@ class Registry:
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._removal_listeners: list[Callable[[str], None]] = []
+        # Which template an owner means by a name; the catalog of templates replaces it when there is one.
+        self.resolve_template: Callable[[str, str], Template | None] = lambda _, name: find_template(
+            engine, name
+        )
         self.leases = Leases(self._expire)
         engine.add_exit_listener(self._on_exit)
         engine.add_network_listener(self._on_network)
@@ -73,13 +77,13 @@ class Registry:
     async def create(self, owner: str, request: NewSandbox, *, lifetime: int, secure: bool) -> Record:
         """Start a sandbox for `owner` that lives `lifetime` seconds. Raises ApiError."""
         self._check_timeout(lifetime)
-        template = self._template(request.template_id)
+        template = self._template(owner, request.template_id)
         if len(self._records) + self._starting >= self._max_sandboxes:
             raise quota_reached(f"you have reached the maximum number of sandboxes ({self._max_sandboxes})")
         network = request.network
         spec = SandboxSpec(
             sandbox_id=new_sandbox_id(),
-            template=template.name,
+            template=template.key,
             env=request.env_vars,
             access_token=new_token() if secure else None,
             limits=self._limits(template),
@@ -158,8 +162,8 @@ class Registry:
         finally:
             self._starting -= 1
 
-    def _template(self, name: str) -> Template:
-        template = find_template(self._engine, name)
+    def _template(self, owner: str, name: str) -> Template:
+        template = self.resolve_template(owner, name)
         if template is None:
             raise ApiError(404, f"template '{name}' not found")
         return template

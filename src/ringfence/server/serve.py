@@ -30,6 +30,7 @@ from ringfence.server.registry import Registry
 from ringfence.server.sampler import sample_forever
 from ringfence.server.settings import ServeSettings
 from ringfence.server.store import Store
+from ringfence.server.templates.service import TemplateService
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,19 @@ class _Serving:
             try:
                 self._check_level(engine)
                 registry = self._registry(engine)
-                app = App(
-                    engine,
-                    registry,
-                    keys,
-                    domain=self._domain(),
-                    allowed_hosts=self._settings.allowed_hosts,
-                    max_body=self._settings.max_upload_mb << 20,
-                )
-                async with _background(sample_forever, engine, registry):
+                async with (
+                    self._templates(engine, registry) as templates,
+                    _background(sample_forever, engine, registry),
+                ):
+                    app = App(
+                        engine,
+                        registry,
+                        keys,
+                        templates,
+                        domain=self._domain(),
+                        allowed_hosts=self._settings.allowed_hosts,
+                        max_body=self._settings.max_upload_mb << 20,
+                    )
                     await self._serve(app, registry, lambda: self._announce(engine, store, made_key))
             finally:
                 await engine.aclose()
@@ -131,6 +136,7 @@ class _Serving:
             templates=self._settings.templates,
             cache_dir=self._settings.cache_dir or default_cache_dir(),
             runtime_dir=self._settings.runtime_dir,
+            snapshot_dir=self._settings.data_dir / "snapshots",
             max_sandboxes=self._settings.max_sandboxes,
             gradual=self._settings.gradual_warmup,
             network=NetworkSettings(
@@ -141,6 +147,16 @@ class _Serving:
                 own_ports=(self._listener.getsockname()[1],),
             ),
             debug=self._settings.log_level == "DEBUG",
+        )
+
+    def _templates(self, engine: Engine, registry: Registry) -> TemplateService:
+        return TemplateService(
+            engine,
+            registry,
+            data_dir=self._settings.data_dir,
+            image_dir=self._settings.image_dir,
+            ceiling=engine.ceiling,
+            max_upload=self._settings.max_upload_mb << 20,
         )
 
     def _registry(self, engine: Engine) -> Registry:

@@ -39,6 +39,9 @@ class ServeSettings(BaseSettings):
     runtime_dir: Path | None = Field(
         None, description="Where sandboxes' sockets are (a short path); unset: a fresh directory."
     )
+    image_dir: Path | None = Field(
+        None, description="Directory whose OCI layouts and image archives templates may be built from."
+    )
     level: Literal["best-effort", "standard", "strict"] = Field(
         "best-effort", description="Isolation that must be in force, at least, for the server to start."
     )

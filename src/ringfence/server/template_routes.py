@@ -1,56 +1,185 @@
-"""The control plane's look at templates: lists, names and details. Building them is not offered here."""
+"""The control plane's template operations but for building: lists, names, tags, details, removal."""
 
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ringfence.engine.model import Template
+from ringfence.engine.model import Limits, Template
 from ringfence.server.errors import ApiError
 from ringfence.server.records import ENVD_VERSION, timestamp, whole_cpus
-from ringfence.server.registry import find_template
-from ringfence.server.requests import path_param
-
-if TYPE_CHECKING:
-    from ringfence.engine.engine import Engine
+from ringfence.server.requests import owner_of, path_param, read_model
+from ringfence.server.templates.build_routes import BuildRoutes
+from ringfence.server.templates.models import NewTags, OldTags
+from ringfence.server.templates.names import DEFAULT_TAG, checked_tag, split
+from ringfence.server.templates.service import TemplateService
+from ringfence.server.templates.store import BuildRow, TemplateRow
 
 _BUILDS = uuid.UUID("6f6c5c8e-6f0b-4f1b-9a51-1d1b5d5ad2f0")
-"""Name space of build ids: a template's build has the same id on every server."""
+"""Name space of build ids: a built-in template's build has the same id on every server."""
 
 
 class TemplateRoutes:
-    """Handlers of the read-only template operations. `since`: when they were warmed, in epoch seconds."""
+    """Handlers of the template operations. `since`: when the server started, in epoch seconds."""
 
-    def __init__(self, engine: "Engine", since: float) -> None:
-        self._engine = engine
+    def __init__(self, templates: TemplateService, since: float) -> None:
+        self._templates = templates
+        self._catalog = templates.catalog
+        self._store = templates.store
         self._since = since
 
     def routes(self) -> list[Route]:
         """The routes, most specific first."""
+        service = self._templates
+        building = BuildRoutes(
+            service.store, service.catalog, service.builds, service.uploads, service.ceiling
+        )
         return [
             Route("/templates", self.list_all, methods=["GET"]),
             Route("/v2/templates", self.list_all, methods=["GET"]),
-            Route("/default-templates", self.list_all, methods=["GET"]),
+            Route("/default-templates", self.list_builtin, methods=["GET"]),
             Route("/templates/aliases/{alias}", self.alias, methods=["GET"]),
+            Route("/templates/tags", self.assign_tags, methods=["POST"]),
+            Route("/templates/tags", self.remove_tags, methods=["DELETE"]),
+            Route("/templates/{template_id}/tags", self.tags, methods=["GET"]),
+            *building.routes(),
             Route("/templates/{template_id}", self.detail, methods=["GET"]),
+            Route("/templates/{template_id}", self.delete, methods=["DELETE"]),
         ]
 
-    async def list_all(self, _: Request) -> Response:
-        """``GET /templates``: every template that can be used."""
-        return JSONResponse([self._described(template) for template in self._engine.templates.values()])
+    async def list_all(self, request: Request) -> Response:
+        """``GET /templates``: every template that the caller can use, and own ones that failed."""
+        own = [self._own(row) for row in self._store.templates(owner_of(request))]
+        return JSONResponse([*self._builtins(), *own])
+
+    async def list_builtin(self, _: Request) -> Response:
+        """``GET /default-templates``: those that are always there."""
+        return JSONResponse(self._builtins())
 
     async def alias(self, request: Request) -> Response:
         """``GET /templates/aliases/{alias}``: which template a name stands for."""
-        template = self._find(path_param(request, "alias"))
+        name = path_param(request, "alias")
+        row = self._catalog.row(owner_of(request), name.partition(":")[0])
+        if row is not None:
+            return JSONResponse({"templateID": row.template_id, "public": False})
+        template = self._builtin(name)
         return JSONResponse({"templateID": template.template_id, "public": True})
 
     async def detail(self, request: Request) -> Response:
-        """``GET /templates/{id}``: one template and its build."""
-        template = self._find(path_param(request, "template_id"))
+        """``GET /templates/{id}``: one template and its builds."""
+        name = path_param(request, "template_id")
+        row = self._catalog.row(owner_of(request), name)
+        if row is None:
+            template = self._builtin(name)
+            return JSONResponse({**self._described(template), "builds": [self._builtin_build(template)]})
+        builds = [_build(build) for build in reversed(self._store.builds(row.template_id))]
+        return JSONResponse({**self._own(row), "builds": builds})
+
+    async def delete(self, request: Request) -> Response:
+        """``DELETE /templates/{id}``: with all builds and tags. Sandboxes that run are left alone."""
+        name = path_param(request, "template_id")
+        row = self._catalog.row(owner_of(request), name)
+        if row is None:
+            self._builtin(name)
+            raise ApiError(403, f"template '{name[:128]}' is built in and cannot be deleted")
+        self._templates.builds.remove(row)
+        return Response(status_code=204)
+
+    async def tags(self, request: Request) -> Response:
+        """``GET /templates/{id}/tags``."""
+        row = self._row(request, path_param(request, "template_id").partition(":")[0])
+        tags = self._store.tags(row.template_id)
+        return JSONResponse(
+            [
+                {"tag": tag.tag, "buildID": tag.build_id, "createdAt": timestamp(tag.created_at)}
+                for tag in tags
+            ]
+        )
+
+    async def assign_tags(self, request: Request) -> Response:
+        """``POST /templates/tags``: more names for the build that ``name:tag`` names."""
+        body = await read_model(request, NewTags)
+        name, tag = split(body.target)
+        row = self._row(request, name)
+        template = self._catalog.tagged(row, tag or DEFAULT_TAG)
+        if template is None:
+            raise ApiError(404, f"template '{name}' has no build with the tag '{tag or DEFAULT_TAG}'")
+        tags = [checked_tag(new) for new in body.tags]
+        for new in tags:
+            self._store.set_tag(row.template_id, new, template.build_id)
+        self._templates.builds.forget_untagged(row.template_id)
+        return JSONResponse({"tags": tags, "buildID": template.build_id}, status_code=201)
+
+    async def remove_tags(self, request: Request) -> Response:
+        """``DELETE /templates/tags``: forget names; a build that has none left goes with the last."""
+        body = await read_model(request, OldTags)
+        name, _ = split(body.name)
+        row = self._row(request, name)
+        known = {tag.tag for tag in self._store.tags(row.template_id)}
+        wanted = [checked_tag(tag) for tag in body.tags]
+        for tag in wanted:
+            if tag not in known:
+                raise ApiError(404, f"template '{name}' has no tag '{tag}'")
+        for tag in wanted:
+            self._store.remove_tag(row.template_id, tag)
+        self._templates.builds.forget_untagged(row.template_id)
+        return Response(status_code=204)
+
+    def _row(self, request: Request, name: str) -> TemplateRow:
+        row = self._catalog.row(owner_of(request), name)
+        if row is None:
+            raise ApiError(404, f"template '{name[:128]}' not found")
+        return row
+
+    def _builtin(self, name: str) -> Template:
+        base, _, tag = name.partition(":")
+        template = self._catalog.builtin(base)
+        if template is None or tag not in ("", DEFAULT_TAG, "latest"):
+            raise ApiError(404, f"template '{name[:128]}' not found")
+        return template
+
+    def _builtins(self) -> list[dict[str, Any]]:
+        return [self._described(template) for template in self._templates.engine.templates.values()]
+
+    def _own(self, row: TemplateRow) -> dict[str, Any]:
+        builds = self._store.builds(row.template_id)
+        latest = builds[-1] if builds else None
+        limits = Limits(**latest.request["limits"]) if latest else Limits()
+        return {
+            "templateID": row.template_id,
+            "buildID": latest.build_id if latest else str(uuid.UUID(int=0)),
+            "public": False,
+            "aliases": [row.name],
+            "names": [row.name],
+            "createdAt": timestamp(row.created_at),
+            "updatedAt": timestamp(row.updated_at),
+            "buildCount": len(builds),
+            "buildStatus": latest.status if latest else "waiting",
+            "isDefault": False,
+            **_common(limits),
+        }
+
+    def _described(self, template: Template) -> dict[str, Any]:
         moment = timestamp(self._since)
-        build = {
+        return {
+            "templateID": template.template_id,
+            "buildID": _build_id(template),
+            "public": True,
+            "aliases": [template.name],
+            "names": [template.name],
+            "createdAt": moment,
+            "updatedAt": moment,
+            "buildCount": 1,
+            "buildStatus": "ready",
+            "isDefault": True,
+            **_common(template.limits),
+        }
+
+    def _builtin_build(self, template: Template) -> dict[str, Any]:
+        moment = timestamp(self._since)
+        return {
             "buildID": _build_id(template),
             "status": "ready",
             "createdAt": moment,
@@ -59,35 +188,34 @@ class TemplateRoutes:
             "cpuCount": whole_cpus(template.limits.cpus),
             "memoryMB": template.limits.memory_mb,
         }
-        return JSONResponse({**self._described(template), "builds": [build]})
 
-    def _find(self, name: str) -> Template:
-        template = find_template(self._engine, name)
-        if template is None:
-            raise ApiError(404, f"template '{name}' not found")
-        return template
 
-    def _described(self, template: Template) -> dict[str, Any]:
-        moment = timestamp(self._since)
-        return {
-            "templateID": template.template_id,
-            "buildID": _build_id(template),
-            "cpuCount": whole_cpus(template.limits.cpus),
-            "memoryMB": template.limits.memory_mb,
-            "diskSizeMB": template.limits.disk_mb,
-            "public": True,
-            "aliases": [template.name],
-            "names": [template.name],
-            "createdAt": moment,
-            "updatedAt": moment,
-            "createdBy": None,
-            "lastSpawnedAt": None,
-            "spawnCount": 0,
-            "buildCount": 1,
-            "envdVersion": ENVD_VERSION,
-            "buildStatus": "ready",
-            "isDefault": True,
-        }
+def _common(limits: Limits) -> dict[str, Any]:
+    return {
+        "cpuCount": whole_cpus(limits.cpus),
+        "memoryMB": limits.memory_mb,
+        "diskSizeMB": limits.disk_mb,
+        "createdBy": None,
+        "lastSpawnedAt": None,
+        "spawnCount": 0,
+        "envdVersion": ENVD_VERSION,
+    }
+
+
+def _build(build: BuildRow) -> dict[str, Any]:
+    """One of a template's builds, as ``GET /templates/{id}`` lists them."""
+    limits = Limits(**build.request["limits"])
+    body = {
+        "buildID": build.build_id,
+        "status": build.status,
+        "createdAt": timestamp(build.created_at),
+        "updatedAt": timestamp(build.finished_at or build.created_at),
+        "cpuCount": whole_cpus(limits.cpus),
+        "memoryMB": limits.memory_mb,
+    }
+    if build.finished_at is not None:
+        body["finishedAt"] = timestamp(build.finished_at)
+    return body
 
 
 def _build_id(template: Template) -> str:
