@@ -95,6 +95,12 @@ def start_server(data_dir: Path, *, templates: str = TEMPLATES, **environment: s
     )
 
 
+@pytest.fixture(scope="session")
+def starting() -> Callable[..., RunningServer]:
+    """`start_server` itself, for fixtures that stop what they start."""
+    return start_server
+
+
 @pytest.fixture
 def launch() -> Iterator[Callable[..., RunningServer]]:
     """`start_server`, for tests that need a server of their own; one that a failed test leaves is ended."""

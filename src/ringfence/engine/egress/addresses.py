@@ -52,6 +52,8 @@ def is_internal(reason: str) -> bool:
 
 def is_own(address: IPAddress) -> bool:
     """Whether an address is one of this host's: what is sent to it would be sent from it."""
+    if address.is_loopback:
+        return True
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
