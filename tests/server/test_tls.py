@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2b import Sandbox
@@ -18,11 +19,10 @@ from ringfence.server.settings import ServeSettings
 DOMAIN = "sbx.test"
 
 
-@pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory, starting: Callable[..., object]) -> Iterator[tuple]:
-    data = tmp_path_factory.mktemp("tls")
-    running = starting(data, templates="base", RINGFENCE_TLS="true", RINGFENCE_DOMAIN=DOMAIN)
-    yield running, data / "tls" / "ca.pem"
+@pytest.fixture
+def secure(tmp_path: Path, launch: Callable[..., Any]) -> Iterator[tuple[Any, Path]]:
+    running = launch(tmp_path, templates="base", RINGFENCE_TLS="true", RINGFENCE_DOMAIN=DOMAIN)
+    yield running, tmp_path / "tls" / "ca.pem"
     assert running.stop() == 0
 
 
@@ -38,7 +38,7 @@ def ask(
     return connection.getresponse()
 
 
-def test_the_sdk_works_over_https(secure: tuple) -> None:
+def test_the_sdk_works_over_https(secure: tuple[Any, Path]) -> None:
     running, authority = secure
     program = """
 from e2b_code_interpreter import Sandbox
@@ -57,7 +57,7 @@ with Sandbox.create("base") as sandbox:
     assert result.stdout == "42 hi\n", result.stderr
 
 
-def test_a_sandbox_has_a_host_name_of_its_own(secure: tuple) -> None:
+def test_a_sandbox_has_a_host_name_of_its_own(secure: tuple[Any, Path]) -> None:
     running, authority = secure
     port = int(running.url.rpartition(":")[2])
     before = os.environ.get("SSL_CERT_FILE")
@@ -73,14 +73,14 @@ def test_a_sandbox_has_a_host_name_of_its_own(secure: tuple) -> None:
             os.environ["SSL_CERT_FILE"] = before
 
 
-def test_a_name_of_somebody_else_is_not_certified(secure: tuple) -> None:
+def test_a_name_of_somebody_else_is_not_certified(secure: tuple[Any, Path]) -> None:
     running, authority = secure
     port = int(running.url.rpartition(":")[2])
     with pytest.raises(ssl.SSLCertVerificationError):
         ask(authority, port, "example.org", "/health", {})
 
 
-def test_the_keys_are_private(secure: tuple) -> None:
+def test_the_keys_are_private(secure: tuple[Any, Path]) -> None:
     _, authority = secure
     modes = {path.name: path.stat().st_mode & 0o777 for path in authority.parent.glob("*.key")}
     assert modes == {"ca.key": 0o600, "server.key": 0o600}

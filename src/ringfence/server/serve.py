@@ -30,6 +30,7 @@ from ringfence.server.registry import Registry
 from ringfence.server.sampler import sample_forever
 from ringfence.server.settings import ServeSettings
 from ringfence.server.store import Store
+from ringfence.server.tls import Certificate, make_certificate, own_certificate
 from ringfence.server.templates.service import TemplateService
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,31 @@ def run(settings: ServeSettings) -> int:
         return asyncio.run(_Serving(settings, listener).run())
 
 
+def _certificate(settings: ServeSettings) -> Certificate | None:
+    """What to serve HTTPS with; None: plain HTTP. Raises ConfigurationError."""
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigurationError("--tls-cert and --tls-key belong together: give both")
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return own_certificate(settings.tls_cert, settings.tls_key)
+    if not settings.tls:
+        return None
+    names = ["localhost", "*.localhost", "127.0.0.1", "::1"]
+    if settings.domain:
+        domain = settings.domain.partition(":")[0]
+        names += [domain, f"*.{domain}"]
+    if settings.host not in names and settings.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared only
+        names.append(settings.host)
+    return make_certificate(settings.data_dir / "tls", names)
+
+
 class _Serving:
     """One run of a server."""
 
     def __init__(self, settings: ServeSettings, listener: socket.socket) -> None:
         self._settings = settings
         self._listener = listener
-        self._url = url_of(listener)
+        self._certificate = _certificate(settings)
+        self._url = url_of(listener, "https" if self._certificate else "http")
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -119,6 +138,8 @@ class _Serving:
                 proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
+                ssl_certfile=self._certificate.chain if self._certificate else None,
+                ssl_keyfile=self._certificate.key if self._certificate else None,
             )
         )
         listen(self._listener)
@@ -189,7 +210,10 @@ class _Serving:
         if made_key is not None:
             print(f"API key, shown only this once: {made_key}", flush=True)
             keep_key(store, made_key)
-        if not is_loopback(self._listener):
+        if self._certificate is not None and self._certificate.authority is not None:
+            path = self._certificate.authority
+            print(f"Clients must trust {path}: SSL_CERT_FILE or NODE_EXTRA_CA_CERTS", flush=True)
+        if self._certificate is None and not is_loopback(self._listener):
             logger.warning(
                 "listening on %s without TLS: keys and data cross the network unencrypted", self._url
             )

@@ -29,6 +29,9 @@ class ServeSettings(BaseSettings):
         None,
         description="Domain under which <port>-<sandbox id>.<domain> reaches sandboxes; may carry a port.",
     )
+    tls_cert: Path | None = Field(None, description="Certificate chain (PEM) to serve HTTPS with.")
+    tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
+    tls: bool = Field(False, description="Serve HTTPS with a certificate made for local use.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Further host names under which the API may be addressed, separated by commas."
     )
