@@ -23,9 +23,7 @@ import click
     "--tls-cert", type=click.Path(path_type=Path), help="Certificate chain (PEM) to serve HTTPS with."
 )
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Private key (PEM) of the certificate.")
-@click.option(
-    "--tls", is_flag=True, default=None, help="Serve HTTPS with a certificate made for local use."
-)
+@click.option("--tls", is_flag=True, default=None, help="Serve HTTPS with a certificate made for local use.")
 @click.option("--allowed-hosts", help="Further host names under which the API may be addressed, by commas.")
 @click.option(
     "--level",

@@ -30,8 +30,8 @@ from ringfence.server.registry import Registry
 from ringfence.server.sampler import sample_forever
 from ringfence.server.settings import ServeSettings
 from ringfence.server.store import Store
-from ringfence.server.tls import Certificate, make_certificate, own_certificate
 from ringfence.server.templates.service import TemplateService
+from ringfence.server.tls import Certificate, make_certificate, own_certificate
 
 logger = logging.getLogger(__name__)
 
