@@ -77,9 +77,9 @@ class _Page(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         if self.context is not None:
-            self.request = self.context.wrap_socket(
-                self.request, server_side=True, do_handshake_on_connect=False
-            )
+            if not self.request.recv(1, socket.MSG_PEEK):
+                raise ConnectionAbortedError
+            self.request = self.context.wrap_socket(self.request, server_side=True)
         super().setup()
 
     def finish(self) -> None:
