@@ -10,7 +10,7 @@ from e2b.exceptions import SandboxException
 
 
 def test_the_default_context_exists(server, home):
-    [context] = server.sandbox().list_code_contexts()
+    context = server.sandbox().list_code_contexts()[0]
     assert (context.language, context.cwd) == ("python", str(home))
 
 
@@ -21,14 +21,15 @@ def test_contexts_are_independent(server, home):
     sandbox.run_code("x = 1")
     assert sandbox.run_code("x", context=context).error.name == "NameError"
     assert sandbox.run_code("import os; os.getcwd()", context=context).text == str(home / "sub")
-    assert [listed.id for listed in sandbox.list_code_contexts()][1:] == [context.id]
+    assert [listed.id for listed in sandbox.list_code_contexts()][-1:] == [context.id]
 
 
 def test_remove(server):
     sandbox = server.sandbox()
+    before = sandbox.list_code_contexts()
     context = sandbox.create_code_context()
     sandbox.remove_code_context(context)
-    assert len(sandbox.list_code_contexts()) == 1
+    assert [listed.id for listed in sandbox.list_code_contexts()] == [listed.id for listed in before]
     with pytest.raises(NotFoundException):
         sandbox.run_code("1", context=context)
     with pytest.raises(NotFoundException):
@@ -37,7 +38,7 @@ def test_remove(server):
 
 def test_restart_loses_state_and_writes_open_files(server, home):
     sandbox = server.sandbox()
-    [context] = sandbox.list_code_contexts()
+    context = sandbox.list_code_contexts()[0]
     sandbox.run_code("x = 1\nf = open('f', 'w'); f.write('kept');")
     sandbox.restart_code_context(context)
     execution = sandbox.run_code("x")
@@ -49,7 +50,9 @@ def test_restart_loses_state_and_writes_open_files(server, home):
 def test_missing_directory(server):
     with pytest.raises(SandboxException, match=r"500.*No such file.*/missing"):
         server.sandbox().create_code_context(cwd="/missing")
-    assert len(server.sandbox().list_code_contexts()) == 1
+    assert len({context.language for context in server.sandbox().list_code_contexts()}) == len(
+        server.sandbox().list_code_contexts()
+    )
 
 
 def test_unknown_language(server):
@@ -60,7 +63,7 @@ def test_unknown_language(server):
 def test_token(new_server, config):
     server = new_server(replace(config, access_token="secret"))
     assert server.sandbox("secret").run_code("1").text == "1"
-    assert len(server.sandbox("secret").list_code_contexts()) == 1
+    assert server.sandbox("secret").list_code_contexts()
     for headers in ({}, {"X-Access-Token": "wrong"}):
         response = httpx.post(f"{server.url}/execute", json={"code": "1"}, headers=headers)
         assert (response.status_code, response.text) == (401, "Unauthorized")
@@ -82,7 +85,7 @@ def test_bash_keeps_its_state(server, home):
 
 def test_a_changed_package_takes_effect_with_a_restart(server, changing_package, config):
     sandbox = server.sandbox()
-    [context] = sandbox.list_code_contexts()
+    context = sandbox.list_code_contexts()[0]
     path = changing_package.parent.parent
     sandbox.run_code(f"import sys; sys.path.append({str(path)!r}); import changing")
     before = changing_package.stat()

@@ -99,7 +99,7 @@ def test_death_between_cells_is_told_with_the_next(server):
 
 def test_restart_ends_a_running_cell(server):
     sandbox = server.sandbox()
-    [context] = sandbox.list_code_contexts()
+    context = sandbox.list_code_contexts()[0]
     with httpx.stream(
         "POST", f"{server.url}/execute", json={"code": "print(1)\nimport time; time.sleep(60)"}
     ) as stream:

@@ -78,7 +78,8 @@ def _code_files() -> dict[str, bytes]:
     files = {f"ringfence/{name}.py": (package / f"{name}.py").read_bytes() for name in _OUR_MODULES}
     for path in (package / "engine/isolation").glob("*.py"):
         files[f"ringfence/engine/isolation/{path.name}"] = path.read_bytes()
-    for path in (package / "guest/kernel").rglob("*.py"):
+    programs = (path for kind in ("*.py", "*.js") for path in (package / "guest/kernel").rglob(kind))
+    for path in programs:
         files[f"ringfence_kernel/{path.relative_to(package / 'guest/kernel')}"] = path.read_bytes()
     return files
 

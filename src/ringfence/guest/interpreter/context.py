@@ -56,7 +56,7 @@ class Context:
 
     def as_dict(self) -> dict[str, str]:
         """The context as the API shows it."""
-        return {"id": self.id, "language": self.spec.language, "cwd": self.spec.cwd}
+        return {"id": self.id, "language": self.spec.language.name, "cwd": self.spec.cwd}
 
     async def start(self) -> None:
         """Start the kernel if there is none. Raises KernelStartError."""
@@ -135,7 +135,7 @@ class Context:
         ending = run.finished.result()
         if ending is not None:
             self._kernel = None
-            queue.put_nowait(_lost(self.spec.language, ending, timed_out))
+            queue.put_nowait(_lost(self.spec.language.name, ending, timed_out))
             queue.put_nowait(events.context_state("lost", f"the kernel {ending}"))
         elif timed_out:
             queue.put_nowait(_timed_out(timed_out, run.error))

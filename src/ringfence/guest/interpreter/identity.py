@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ringfence.guest.config import GuestConfig
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs of a sandbox are."""
 _DEFAULT_ID = 1000
 
 
@@ -38,7 +39,7 @@ def kernel_user(config: GuestConfig) -> User:
 def kernel_environment(config: GuestConfig, user: User) -> dict[str, str]:
     """The variables of a kernel: the sandbox's over the defaults, and E2B's own over both."""
     return {
-        "PATH": _PATH,
+        "PATH": PATH,
         "HOME": user.home,
         "LANG": "C.UTF-8",
         "SHELL": "/bin/bash",

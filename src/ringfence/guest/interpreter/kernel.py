@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ringfence.guest.interpreter import events
 from ringfence.guest.interpreter.identity import User
+from ringfence.guest.interpreter.languages import Language
 from ringfence.guest.interpreter.nursery import Forked, KernelStartError, NurseryClient
 from ringfence.guest.interpreter.output import OutputPipe, make_pipe
 from ringfence.guest.memory import MemoryMeter
@@ -30,7 +31,7 @@ StreamName = Literal["stdout", "stderr"]
 class KernelSpec:
     """What kernel to start. `memory` tells whether its end was for want of memory."""
 
-    language: str
+    language: Language
     user: User
     cwd: str
     env: dict[str, str] = field(repr=False)
@@ -149,11 +150,11 @@ class Kernel:
         await kernel._begin(forked, spec.language)
         return kernel
 
-    async def _begin(self, forked: Forked, language: str) -> None:
+    async def _begin(self, forked: Forked, language: Language) -> None:
         self._pid = forked.pid
         forked.exited.add_done_callback(self._exited)
         try:
-            await self._send({"op": "init", "language": language})
+            await self._send({"op": "init", "language": language.kernel, "spec": language.spec})
             await asyncio.wait_for(self._ready, _START_SECONDS)
         except TimeoutError:
             self.kill(f"it was not ready within {_START_SECONDS:.0f} s")

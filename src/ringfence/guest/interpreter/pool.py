@@ -8,13 +8,11 @@ from ringfence.guest.config import GuestConfig
 from ringfence.guest.interpreter.context import Context
 from ringfence.guest.interpreter.identity import kernel_environment, kernel_user
 from ringfence.guest.interpreter.kernel import KernelSpec
+from ringfence.guest.interpreter.languages import JAVASCRIPT, Language, Languages
 from ringfence.guest.interpreter.nursery import KernelStartError, NurseryClient
 from ringfence.guest.memory import MemoryMeter
 
 _log = logging.getLogger(__name__)
-
-LANGUAGES = {"python": "python", "python3": "python", "bash": "bash"}
-"""Names of languages that a request may use, and the kernel that runs them."""
 
 
 class UnknownContextError(Exception):
@@ -33,10 +31,15 @@ class KernelPool:
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         self._starting: asyncio.Task[None] | None = None
+        self._languages = Languages(kernel_user(config).home)
 
     def start(self) -> None:
-        """Make the default Python context and start its kernel in the background."""
+        """Make the default contexts, and start Python's kernel in the background; JavaScript's starts with
+        its first cell.
+        """
         context = self.default("python")
+        if self._languages.has_node():
+            self.default(JAVASCRIPT.name)
         self._starting = asyncio.get_running_loop().create_task(self._warm(context))
 
     async def _warm(self, context: Context) -> None:
@@ -62,14 +65,15 @@ class KernelPool:
 
     def default(self, language: str) -> Context:
         """The default context of a language, made when it is first asked for. Raises KernelStartError."""
-        kind = _kind(language)
+        found = self._languages.find(language)
+        kind = found.kernel + found.spec
         if kind not in self._defaults:
-            self._defaults[kind] = self._add(kind, self._default_cwd())
+            self._defaults[kind] = self._add(found.default(), self._default_cwd())
         return self._defaults[kind]
 
     async def create(self, language: str | None, cwd: str | None) -> Context:
         """A new context with a kernel that is ready. Raises KernelStartError: nothing is left of it then."""
-        context = self._add(_kind(language or "python"), cwd or self._default_cwd())
+        context = self._add(self._languages.find(language or "python"), cwd or self._default_cwd())
         try:
             await context.start()
         except KernelStartError:
@@ -93,21 +97,14 @@ class KernelPool:
         for context in self.list():
             await self.remove(context.id)
 
-    def _add(self, kind: str, cwd: str) -> Context:
+    def _add(self, language: Language, cwd: str) -> Context:
         user = kernel_user(self._config)
         env = kernel_environment(self._config, user)
-        context = Context(str(uuid.uuid4()), self._nursery, KernelSpec(kind, user, cwd, env, self._memory))
+        context = Context(
+            str(uuid.uuid4()), self._nursery, KernelSpec(language, user, cwd, env, self._memory)
+        )
         self._contexts[context.id] = context
         return context
 
     def _default_cwd(self) -> str:
         return self._config.default_workdir or kernel_user(self._config).home
-
-
-def _kind(language: str) -> str:
-    try:
-        return LANGUAGES[language.lower()]
-    except KeyError:
-        raise KernelStartError(
-            f"there is no kernel for the language {language!r} in this sandbox; it has python and bash"
-        ) from None

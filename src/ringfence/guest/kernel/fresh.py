@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import NoReturn
 
 _PACKAGE = (__package__ or "ringfence_kernel").rpartition(".")[2]
-_SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))}
+_DIRECTORY = Path(__file__).parent
+_SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(_DIRECTORY.glob("*.py"))}
+_DATA = {
+    str(path.relative_to(_DIRECTORY)): path.read_text("utf-8") for path in sorted(_DIRECTORY.rglob("*.js"))
+}
 
 # The first argument is the descriptor of the sources, the second the control channel.
 _BOOTSTRAP = """
 import importlib.abc, importlib.util, json, os, sys
 
 class RingfenceKernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def __init__(self, package, sources):
-        self.package, self.sources = package, sources
+    def __init__(self, package, sources, data):
+        self.package, self.sources, self.data = package, sources, data
     def find_spec(self, name, path=None, target=None):
         package, _, module = name.partition(".")
         if package != self.package or (module or "__init__") not in self.sources:
@@ -27,15 +31,18 @@ class RingfenceKernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.util.spec_from_loader(name, self, is_package=not module, origin="<ringfence>")
     def exec_module(self, module):
         source = self.sources[module.__name__.partition(".")[2] or "__init__"]
-        module.__file__ = "/ringfence/" + module.__name__.replace(".", "/") + ".py"
+        name = module.__name__.replace(".", "/")
+        module.__file__ = "/ringfence/" + name + ("" if "/" in name else "/__init__") + ".py"
         exec(compile(source, module.__file__, "exec"), module.__dict__)
+    def get_data(self, path):
+        return self.data[os.path.relpath(path, "/ringfence/" + self.package)].encode()
 
 def start():
     with open(int(sys.argv[1]), encoding="utf-8") as file:
-        package, sources = json.load(file)
+        package, sources, data = json.load(file)
     control = int(sys.argv[2])
     del sys.argv[1:]
-    finder = RingfenceKernelFinder(package, sources)
+    finder = RingfenceKernelFinder(package, sources, data)
     sys.meta_path.insert(0, finder)
     main = importlib.import_module(package + ".main")
     sys.meta_path.remove(finder)
@@ -49,7 +56,7 @@ def execute(control: int) -> NoReturn:
     """Replace this process by a fresh interpreter that is a kernel on `control`. Raises OSError."""
     memory = os.memfd_create("kernel", 0)
     with open(memory, "w", encoding="utf-8", closefd=False) as file:
-        json.dump([_PACKAGE, _SOURCES], file)
+        json.dump([_PACKAGE, _SOURCES, _DATA], file)
     os.lseek(memory, 0, os.SEEK_SET)
     os.set_inheritable(control, True)
     os.execve(sys.executable, [sys.executable, "-c", _BOOTSTRAP, str(memory), str(control)], dict(os.environ))  # noqa: S606

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from . import bash, streams
+from . import bash, javascript, jupyter, streams
 from .channel import Channel
 from .images import show_images
 from .imports import when_imported
@@ -20,7 +20,8 @@ from .shell import KernelShell
 def run(control: int) -> NoReturn:
     """Be a kernel on the descriptor `control` until the guest closes it; then end the process.
 
-    The guest's first message says what kernel: ``{"op": "init", "language": "python" | "bash"}``.
+    The guest's first message says what kernel: ``{"op": "init", "language": "python"}``, ``bash``,
+    ``javascript``, or ``jupyter`` with a kernelspec's directory as ``spec``.
     """
     streams.install()
     interrupts = Interrupts()
@@ -29,8 +30,14 @@ def run(control: int) -> NoReturn:
     init = channel.wait()
     if init is None:
         os._exit(0)
-    if init.get("language") == "bash":
+    language = init.get("language")
+    if language == "javascript":
+        javascript.run(channel)
+    if language == "bash":
         bash.BashKernel(channel, interrupts).serve()
+        os._exit(0)
+    if language == "jupyter":
+        jupyter.JupyterKernel(channel, interrupts, init["spec"]).serve()
         os._exit(0)
     _clean_path()
     when_imported("PIL.Image", show_images)

@@ -1,0 +1,114 @@
+"""Which kernels there are: our own, and the Jupyter kernels that are installed in the sandbox."""
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ringfence.guest.interpreter.identity import PATH
+from ringfence.guest.interpreter.nursery import KernelStartError
+
+_KERNEL_DIRECTORIES = ("/usr/local/share/jupyter/kernels", "/usr/share/jupyter/kernels")
+_LARGEST = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language as a context has it. `kernel` is the program that runs it: ``python``, ``bash``,
+    ``javascript``, or ``jupyter`` with the directory of its kernelspec as `spec`.
+    """
+
+    name: str
+    kernel: str
+    spec: str = ""
+
+    def default(self) -> "Language":
+        """The language that the default context of this kernel has."""
+        return JAVASCRIPT if self.kernel == JAVASCRIPT.kernel else self
+
+
+PYTHON = Language("python", "python")
+BASH = Language("bash", "bash")
+JAVASCRIPT = Language("javascript", "javascript")
+_TYPESCRIPT = replace(JAVASCRIPT, name="typescript")
+_OWN = {
+    "python": PYTHON,
+    "python3": PYTHON,
+    "bash": BASH,
+    "javascript": JAVASCRIPT,
+    "js": JAVASCRIPT,
+    "typescript": _TYPESCRIPT,
+    "ts": _TYPESCRIPT,
+}
+
+
+class Languages:
+    """The languages of this sandbox, as they are now: kernels may be installed at any time. `home`: where
+    those of the user are.
+    """
+
+    def __init__(self, home: str) -> None:
+        self._directories = (f"{home}/.local/share/jupyter/kernels", *_KERNEL_DIRECTORIES)
+
+    def has_node(self) -> bool:
+        """Whether JavaScript can run."""
+        return any(shutil.which(name, path=PATH) for name in ("node", "nodejs"))
+
+    def find(self, name: str) -> Language:
+        """The language called `name`, in any case: ours, or that of a kernelspec with this directory,
+        language or display name. Raises KernelStartError, which names those there are.
+        """
+        wanted = name.lower()
+        own = _OWN.get(wanted)
+        if own is not None and (own.kernel != JAVASCRIPT.kernel or self.has_node()):
+            return own
+        specs = list(self._kernelspecs())
+        for directory, names in specs:
+            if wanted in names:
+                return Language(wanted, "jupyter", directory)
+        raise KernelStartError(self._no_kernel(name, [min(names, key=len) for _, names in specs]))
+
+    def _no_kernel(self, name: str, installed: list[str]) -> str:
+        own = {language.name for language in _OWN.values() if self.has_node() or language in (PYTHON, BASH)}
+        known = ", ".join(sorted({*own, *installed}))
+        reason = f"there is no kernel for the language {name!r} in this sandbox; it has {known}"
+        if name.lower() in _OWN:
+            reason += ". JavaScript and TypeScript need Node.js, which is not installed"
+        return reason
+
+    def _kernelspecs(self) -> Iterator[tuple[str, set[str]]]:
+        """The directory of each kernelspec, and in lower case the names it goes by; the user's first."""
+        for parent in self._directories:
+            try:
+                names = sorted(entry.name for entry in Path(parent).iterdir())
+            except OSError:
+                continue
+            for name in names:
+                directory = f"{parent}/{name}"
+                spec = _read(f"{directory}/kernel.json")
+                if spec is not None and (name.lower() not in _OWN):
+                    also = (spec.get("language"), spec.get("display_name"))
+                    yield (
+                        directory,
+                        {name.lower(), *(str(other).lower() for other in also if other)} - set(_OWN),
+                    )
+
+
+def _read(path: str) -> dict[str, object] | None:
+    """A kernelspec, or None when the file is none. It may be the user's: nothing in it is trusted here."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            return None
+        try:
+            spec = json.loads(file.read(_LARGEST))
+        except (ValueError, RecursionError):
+            return None
+    return spec if isinstance(spec, dict) and isinstance(spec.get("argv"), list) else None
