@@ -182,15 +182,6 @@ def test_metrics_soon_after_the_start(server: RunningServer) -> None:
         assert sandbox.get_metrics(start=long_ago, end=long_ago + datetime.timedelta(hours=1)) == []
 
 
-def test_pause_says_that_it_is_not_there(server: RunningServer) -> None:
-    with Sandbox.create("base", **server.options) as sandbox:
-        with pytest.raises(SandboxException, match="501: not implemented: pause"):
-            sandbox.pause()
-        with pytest.raises(SandboxException, match="501: not implemented: snapshots"):
-            sandbox.create_snapshot()
-        assert sandbox.is_running()
-
-
 def test_an_idempotency_key_makes_one_sandbox(server: RunningServer) -> None:
     key = uuid.uuid4().hex
     one = Sandbox.create("base", idempotency_key=key, **server.options)

@@ -143,6 +143,7 @@ class Engine:
                 f"{self._settings.max_sandboxes} sandboxes are alive, the most this engine allows"
             )
         self._starting.add(spec.sandbox_id)
+        self._specs[spec.sandbox_id] = spec
         started_at = time.time()
         try:
             await self._built.warm(template)
@@ -150,6 +151,7 @@ class Engine:
             answer = await self._call_with(way_out, "create", self._birth(spec, template, limits))
         except BaseException:
             self._network.forget(spec.sandbox_id)
+            self._specs.pop(spec.sandbox_id, None)
             raise
         finally:
             self._starting.discard(spec.sandbox_id)
@@ -159,7 +161,6 @@ class Engine:
             answer["pid"],
         )  # fmt: skip
         self._sandboxes[spec.sandbox_id] = sandbox
-        self._specs[spec.sandbox_id] = spec
         if template.start_cmd:
             await self._start_service(sandbox, spec)
         return sandbox
@@ -270,6 +271,11 @@ class Engine:
         sandbox = dataclasses.replace(old, pid=answer["pid"])
         if sandbox_id in self._sandboxes:
             self._sandboxes[sandbox_id] = sandbox
+        if sandbox.template.start_cmd:
+            # Its files are worth more than its service: when that fails, the sandbox is there to look why.
+            with contextlib.suppress(RingfenceError):
+                async with Guest(sandbox.http_socket, spec.access_token) as guest:
+                    await service.start_service(guest, sandbox.template)
         return sandbox
 
     async def snapshot(self, sandbox_id: str, name: str) -> int:
@@ -285,8 +291,12 @@ class Engine:
             raise
         return int(answer["bytes"])
 
+    def snapshots_in_use(self) -> set[str]:
+        """The snapshots that sandboxes have been, or are being, started from and that must stay."""
+        return {name for spec in self._specs.values() for name in spec.snapshots}
+
     async def erase(self, name: str) -> None:
-        """Remove a snapshot; no sandbox that started from it may be alive."""
+        """Remove a snapshot, if it is there; no sandbox that was started from it may be alive."""
         await self._link.call("erase", name=name)
 
     def _on_event(self, event: dict[str, Any]) -> None:

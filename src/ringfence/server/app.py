@@ -16,8 +16,10 @@ from ringfence.core.errors import RingfenceError
 from ringfence.server.errors import ApiError, error_response, from_engine
 from ringfence.server.headers import ENVD_PORT
 from ringfence.server.keys import Keys
+from ringfence.server.lifecycle_routes import LifecycleRoutes
 from ringfence.server.missing_routes import missing_routes
 from ringfence.server.observe_routes import ObserveRoutes
+from ringfence.server.pausing import Pausing
 from ringfence.server.protocol import answer
 from ringfence.server.proxy import Proxy
 from ringfence.server.registry import Registry
@@ -46,6 +48,7 @@ class App:
         self,
         engine: "Engine",
         registry: Registry,
+        pausing: Pausing,
         keys: Keys,
         templates: TemplateService,
         *,
@@ -59,13 +62,15 @@ class App:
         self._uploads = templates.uploads
         self._domain_name = host_name(domain)
         self._hosts = HostPolicy(self._domain_name, allowed_hosts)
-        self._proxy = Proxy(registry, max_body)
+        self._proxy = Proxy(registry, pausing, max_body)
+        template_routes = TemplateRoutes(templates, time.time())
         self._router = Router(
             [
                 *ObserveRoutes(registry).routes(),
-                *SandboxRoutes(registry, domain).routes(),
-                *TemplateRoutes(templates, time.time()).routes(),
-                *missing_routes(registry),
+                *SandboxRoutes(registry, pausing, domain).routes(),
+                *template_routes.routes(),
+                *missing_routes(),
+                *LifecycleRoutes(registry, pausing, domain, template_routes.delete).routes(),
             ],
             redirect_slashes=False,
             default=_unknown,

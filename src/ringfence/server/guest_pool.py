@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections import deque
 from pathlib import Path
+from weakref import WeakSet
 
 from ringfence.engine.model import Sandbox
 from ringfence.server.guest_http import GuestConnection
@@ -32,6 +33,7 @@ class GuestPool:
 
     def __init__(self) -> None:
         self._idle: dict[_Route, deque[tuple[float, GuestConnection]]] = {}
+        self._all: dict[str, WeakSet[GuestConnection]] = {}
 
     def take(self, sandbox: Sandbox, port: int) -> GuestConnection | None:
         """An idle connection that still stands, if there is one."""
@@ -59,6 +61,14 @@ class GuestPool:
         for route in [route for route in self._idle if route[0] == sandbox_id]:
             for _, connection in self._idle.pop(route):
                 connection.close()
+        self._all.pop(sandbox_id, None)
+
+    def break_off(self, sandbox_id: str) -> None:
+        """Break every connection to a sandbox, those in use too."""
+        connections = list(self._all.get(sandbox_id, ()))
+        self.forget(sandbox_id)
+        for connection in connections:
+            connection.close()
 
     async def open(self, sandbox: Sandbox, port: int) -> GuestConnection:
         """A new connection to `port` inside. Raises PortClosedError, GuestGoneError."""
@@ -72,6 +82,7 @@ class GuestPool:
                     await _ask_for_port(sock, port)
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_unix_connection(GuestConnection, sock=sock)
+                self._all.setdefault(sandbox.sandbox_id, WeakSet()).add(connection)
                 return connection
         except (OSError, TimeoutError) as error:
             sock.close()

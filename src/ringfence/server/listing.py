@@ -32,7 +32,7 @@ def parse_query(params: Mapping[str, str], *, paged: bool) -> Query:
 
     Raises ApiError (400) for a value that cannot be understood.
     """
-    query = Query(metadata=_parse_metadata(params.get("metadata", "")))
+    query = Query(frozenset({"running"}), metadata=_parse_metadata(params.get("metadata", "")))
     if not paged:
         return query
     order = params.get("order", "desc")
@@ -67,12 +67,11 @@ def _position(record: Record) -> tuple[float, str]:
 
 
 def _matches(record: Record, query: Query) -> bool:
-    template = record.sandbox.template
     return (
-        "running" in query.states
+        ("paused" if record.paused else "running") in query.states
         and all(record.metadata.get(key) == value for key, value in query.metadata)
         and (query.started_after is None or record.started_at >= query.started_after)
-        and (query.template is None or query.template in (template.template_id, template.name))
+        and (query.template is None or query.template in record.template_names.values())
     )
 
 

@@ -7,18 +7,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ringfence.server.errors import not_implemented
-from ringfence.server.registry import Registry
-from ringfence.server.requests import owner_of, path_param
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-_OF_A_SANDBOX = (
-    ("POST", "/sandboxes/{sandbox_id}/pause", "pause (pausing sandboxes)"),
-    ("POST", "/sandboxes/{sandbox_id}/snapshots", "snapshots of sandboxes"),
-    ("POST", "/sandboxes/{sandbox_id}/fork", "fork (forking sandboxes)"),
-)
 _OTHERS = (
-    ("GET", "/snapshots", "snapshots of sandboxes"),
     ("POST", "/templates", "building templates over the API"),
     ("POST", "/v2/templates", "building templates over the API"),
     ("POST", "/templates/{template_id}", "building templates over the API"),
@@ -39,20 +31,11 @@ _OTHERS = (
 )
 
 
-def missing_routes(registry: Registry) -> list[Route]:
-    """Routes of what E2B has and this server lacks. A sandbox that does not exist is a 404 also here."""
-
-    def of_a_sandbox(what: str) -> Handler:
-        async def refuse(request: Request) -> Response:
-            registry.lookup(owner_of(request), path_param(request, "sandbox_id"))
-            raise not_implemented(what)
-
-        return refuse
-
-    routes = [Route(path, of_a_sandbox(what), methods=[method]) for method, path, what in _OF_A_SANDBOX]
+def missing_routes() -> list[Route]:
+    """Routes of what E2B has and this server lacks."""
     # DELETE /templates/tags must be tried before DELETE /templates/{template_id}.
     others = sorted(_OTHERS, key=lambda row: row[1].count("{"))
-    return routes + [Route(path, _refuse(what), methods=[method]) for method, path, what in others]
+    return [Route(path, _refuse(what), methods=[method]) for method, path, what in others]
 
 
 def _refuse(what: str) -> Handler:

@@ -127,6 +127,33 @@ class Connect(Body):
     memory: bool | None = None
 
 
+class Resume(Body):
+    """``POST /sandboxes/{id}/resume``, of the first SDKs. `timeout` in seconds."""
+
+    timeout: Annotated[int | None, Field(gt=0)] = None
+
+
+class Pause(Body):
+    """``POST /sandboxes/{id}/pause``. memory: false keeps the files only."""
+
+    memory: bool | None = None
+    require_healthy_guest: Annotated[bool | None, Field(alias="require_healthy_guest")] = None
+
+
+class NewSnapshot(Body):
+    """``POST /sandboxes/{id}/snapshots``. `memory` is accepted; only files are kept in either case."""
+
+    name: Annotated[str | None, Field(max_length=256)] = None
+    memory: bool | None = None
+
+
+class Fork(Body):
+    """``POST /sandboxes/{id}/fork``: `count` new sandboxes that live `timeout` seconds."""
+
+    timeout: Annotated[int, Field(gt=0)] = 15
+    count: Annotated[int, Field(ge=1, le=20)] = 1
+
+
 class Timeout(Body):
     """``POST /sandboxes/{id}/timeout``. Zero or less ends the sandbox at once."""
 

@@ -13,6 +13,7 @@ from ringfence.server.exchange import BodyTooLargeError, ClientGoneError, Exchan
 from ringfence.server.guest_http import GuestConnection, GuestLostError
 from ringfence.server.guest_pool import GuestGoneError, GuestPool, PortClosedError
 from ringfence.server.headers import ENVD_PORT, GUEST_PORTS, to_client
+from ringfence.server.pausing import Pausing
 from ringfence.server.protocol import answer, connection_of
 from ringfence.server.records import Record
 from ringfence.server.registry import Registry
@@ -33,11 +34,13 @@ _NOT_OPEN = "The sandbox is running but port is not open"
 class Proxy:
     """Forwards requests to sandboxes. `max_body` bounds one request's body, in bytes."""
 
-    def __init__(self, registry: Registry, max_body: int) -> None:
+    def __init__(self, registry: Registry, pausing: Pausing, max_body: int) -> None:
         self._registry = registry
+        self._pausing = pausing
         self._pool = GuestPool()
         self._max_body = max_body
         registry.on_removal(self._pool.forget)
+        registry.on_stop(self._pool.break_off)
 
     async def serve(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward one request to `target`, or answer why not, as E2B's proxy does."""
@@ -45,6 +48,9 @@ class Proxy:
         refusal = _refusal(record, target, scope)
         if refusal is not None or record is None:
             await answer(refusal or _bad_gateway(target, scope, _NOT_FOUND), scope, receive, send)
+            return
+        if record.paused and (_is_probe(target, scope) or not await self._pausing.wake(record)):
+            await answer(_bad_gateway(target, scope, _NOT_FOUND), scope, receive, send)
             return
         exchange = Exchange(scope, receive, target.port, record.mask_request_host, self._max_body)
         try:
@@ -67,13 +73,18 @@ class Proxy:
         new one.
         """
         await exchange.begin()
+        _require_running(record)
         if exchange.whole and (idle := self._pool.take(record.sandbox, target.port)) is not None:
             try:
                 return await _run(exchange, idle)
             except GuestLostError:
                 if idle.started:
                     raise
-        return await _run(exchange, await self._pool.open(record.sandbox, target.port))
+        _require_running(record)
+        connection = await self._pool.open(record.sandbox, target.port)
+        if record.paused:
+            connection.close()
+        return await _run(exchange, connection)
 
     async def _respond(
         self,
@@ -106,7 +117,7 @@ class Proxy:
             return
         finally:
             await exchange.end()
-            if self._registry.find(target.sandbox_id) is None:
+            if record.paused or self._registry.find(target.sandbox_id) is None:
                 connection.close()
             else:
                 self._pool.give_back(record.sandbox, target.port, connection)
@@ -114,9 +125,21 @@ class Proxy:
 
     def _gone(self, target: Target, scope: Scope) -> Response:
         """The answer when the guest took no connection or hung up before it answered."""
-        live = self._registry.find(target.sandbox_id) is not None
+        record = self._registry.find(target.sandbox_id)
+        live = record is not None and not record.paused
         user_port = target.port not in GUEST_PORTS
         return _bad_gateway(target, scope, _NOT_OPEN if live and user_port else _NOT_FOUND)
+
+
+def _require_running(record: Record) -> None:
+    """Raises GuestGoneError for a sandbox that was paused meanwhile."""
+    if record.paused:
+        raise GuestGoneError("the sandbox is paused")
+
+
+def _is_probe(target: Target, scope: Scope) -> bool:
+    """Whether a request only asks if the sandbox runs; that is no reason to resume it."""
+    return target.port == ENVD_PORT and scope["path"] == "/health"
 
 
 async def _run(exchange: Exchange, connection: GuestConnection) -> GuestConnection:

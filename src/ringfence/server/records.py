@@ -1,11 +1,13 @@
 """One sandbox as the server knows it, and how it is shown on the wire."""
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from ringfence.engine.model import Sandbox, Stats
+from ringfence.server.models import NewSandbox
 
 ENVD_VERSION = "0.6.13"
 """The envd generation whose behaviour the guest has; SDKs choose features by it."""
@@ -35,9 +37,12 @@ class Sample:
 
 @dataclass
 class Record:
-    """A running sandbox and what its creator asked for. Times are seconds since the epoch.
+    """A live sandbox and what its creator asked for. Times are seconds since the epoch.
 
     access_token: what envd inside asks for. traffic_token: what the proxy asks for on user ports.
+    lifetime: seconds it was created for. request: what it was created by. snapshots: what it was started
+    from, topmost first. pause_mode: ``full`` or ``filesystem`` while it is paused. lock: held by whoever
+    changes that.
     """
 
     sandbox: Sandbox
@@ -50,6 +55,12 @@ class Record:
     allow_internet_access: bool | None = None
     network: dict[str, Any] = field(default_factory=dict)
     mask_request_host: str | None = None
+    lifetime: int = 0
+    request: NewSandbox | None = None
+    snapshots: tuple[str, ...] = ()
+    shown_template: tuple[str, str | None] | None = None
+    pause_mode: str | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
 
@@ -57,14 +68,40 @@ class Record:
     def sandbox_id(self) -> str:
         return self.sandbox.sandbox_id
 
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused, or about to be."""
+        return self.pause_mode is not None
+
+    @property
+    def auto_pause(self) -> bool:
+        """Whether the end of its lease pauses it, instead of ending it."""
+        return bool(self.request and self.request.auto_pause)
+
+    @property
+    def auto_pause_memory(self) -> bool:
+        """Whether such a pause keeps its memory."""
+        return not self.request or self.request.auto_pause_memory is not False
+
+    @property
+    def auto_resume(self) -> bool:
+        """Whether traffic resumes it."""
+        return bool(self.request and self.request.auto_resume and self.request.auto_resume.enabled)
+
+    @property
+    def template_names(self) -> dict[str, str]:
+        """What it was started from, as the wire has it."""
+        template = self.sandbox.template
+        shown, alias = self.shown_template or (template.template_id, template.name)
+        return {"templateID": shown, **({"alias": alias} if alias else {})}
+
     def as_created(self, domain: str) -> dict[str, Any]:
         """The answer to create and connect (``Sandbox`` in E2B's OpenAPI)."""
         body: dict[str, Any] = {
-            "templateID": self.sandbox.template.template_id,
+            **self.template_names,
             "sandboxID": self.sandbox_id,
             "clientID": CLIENT_ID,
             "envdVersion": ENVD_VERSION,
-            "alias": self.sandbox.template.name,
             "domain": domain,
         }
         if self.access_token is not None:
@@ -77,8 +114,7 @@ class Record:
         """One element of a list (``ListedSandbox``)."""
         limits = self.sandbox.limits
         return {
-            "templateID": self.sandbox.template.template_id,
-            "alias": self.sandbox.template.name,
+            **self.template_names,
             "sandboxID": self.sandbox_id,
             "clientID": CLIENT_ID,
             "startedAt": timestamp(self.started_at),
@@ -86,7 +122,7 @@ class Record:
             "cpuCount": whole_cpus(limits.cpus),
             "memoryMB": limits.memory_mb,
             "diskSizeMB": limits.disk_mb,
-            "state": "running",
+            "state": "paused" if self.paused else "running",
             "envdVersion": ENVD_VERSION,
             "metadata": self.metadata,
         }
@@ -96,7 +132,10 @@ class Record:
         body = self.as_listed()
         body["domain"] = domain
         body["allowInternetAccess"] = self.allow_internet_access
-        body["lifecycle"] = {"autoResume": False, "onTimeout": "kill"}
+        on_timeout = "pause" if self.auto_pause else "kill"
+        body["lifecycle"] = {"autoResume": self.auto_resume, "onTimeout": on_timeout}
+        if self.pause_mode is not None:
+            body["pauseMode"] = self.pause_mode
         if self.network:
             body["network"] = self.network
         if self.access_token is not None:

@@ -14,6 +14,8 @@ from ringfence.server.errors import ApiError, from_engine, quota_reached
 from ringfence.server.models import NetworkUpdate, NewSandbox
 from ringfence.server.network import rules_of, update_network
 from ringfence.server.records import LogLine, Record
+from ringfence.server.snapshot_store import Snapshot
+from ringfence.server.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from ringfence.engine.engine import Engine
@@ -28,8 +30,9 @@ class Registry:
     """
 
     def __init__(
-        self, engine: "Engine", *, max_sandboxes: int, max_timeout: int, max_memory_mb: int | None = None
-    ) -> None:
+        self, engine: "Engine", snapshots: Snapshots, *, max_sandboxes: int, max_timeout: int,
+        max_memory_mb: int | None = None,
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._max_sandboxes = max_sandboxes
         self._max_timeout = max_timeout
@@ -43,6 +46,9 @@ class Registry:
         self.resolve_template: Callable[[str, str], Template | None] = lambda _, name: find_template(
             engine, name
         )
+        self._traffic_listeners: list[Callable[[str], None]] = []
+        self.on_expiry: Callable[[Record], Coroutine[Any, Any, None]] = self._kill_expired
+        self.snapshots = snapshots
         self.leases = Leases(self._expire)
         engine.add_exit_listener(self._on_exit)
         engine.add_network_listener(self._on_network)
@@ -74,12 +80,45 @@ class Registry:
         """Call `listener` with the id of every sandbox that is no longer live, before it is torn down."""
         self._removal_listeners.append(listener)
 
-    async def create(self, owner: str, request: NewSandbox, *, lifetime: int, secure: bool) -> Record:
-        """Start a sandbox for `owner` that lives `lifetime` seconds. Raises ApiError."""
+    def on_stop(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of every sandbox to which traffic shall be broken off."""
+        self._traffic_listeners.append(listener)
+
+    def stop_traffic(self, record: Record) -> None:
+        """Cancel a sandbox's lease and break off what is under way with it."""
+        self.leases.cancel(record.sandbox_id)
+        for listener in self._traffic_listeners:
+            listener(record.sandbox_id)
+
+    def restore_lease(self, record: Record) -> None:
+        """Put a cancelled lease in force again."""
+        if self._records.get(record.sandbox_id) is record:
+            self.leases.set(record.sandbox_id, record.end_at)
+
+    def renew(self, record: Record, lifetime: int) -> None:
+        """Let a sandbox that was paused live `lifetime` seconds from now."""
+        self._set_end(record, round(time.time() + lifetime, 6))
+
+    def check_room(self, lifetime: int) -> None:
+        """Raise ApiError when no further sandbox may run (429), or not so long (400)."""
         self._check_timeout(lifetime)
-        template = self._template(owner, request.template_id)
-        if len(self._records) + self._starting >= self._max_sandboxes:
+        running = sum(not record.paused for record in self._records.values())
+        if running + self._starting >= self._max_sandboxes:
             raise quota_reached(f"you have reached the maximum number of sandboxes ({self._max_sandboxes})")
+
+    async def create(
+        self, owner: str, request: NewSandbox, *, lifetime: int, secure: bool, fork: Snapshot | None = None
+    ) -> Record:
+        """Start a sandbox for `owner` that lives `lifetime` seconds. Raises ApiError.
+
+        fork: start it on this snapshot, but show it as one of the template in the request.
+        """
+        self.check_room(lifetime)
+        snapshot = fork or self._snapshot(owner, request.template_id)
+        template = (
+            self.snapshots.template_of(snapshot) if snapshot else self._template(owner, request.template_id)
+        )
+        chain = snapshot.chain if snapshot else ()
         network = request.network
         spec = SandboxSpec(
             sandbox_id=new_sandbox_id(),
@@ -88,6 +127,7 @@ class Registry:
             access_token=new_token() if secure else None,
             limits=self._limits(template),
             network=rules_of(self._engine, network, request.allow_internet_access),
+            snapshots=chain,
         )
         sandbox = await self._start(spec)
         now = round(time.time(), 6)
@@ -103,7 +143,13 @@ class Registry:
             allow_internet_access=request.allow_internet_access,
             network=network.described() if network else {},
             mask_request_host=network.mask_request_host if network else None,
+            lifetime=lifetime,
+            request=request,
+            snapshots=chain,
         )
+        if snapshot is not None and fork is None:
+            name = snapshot.name.removesuffix(":default") if snapshot.name else None
+            record.shown_template = (snapshot.snapshot_id, name)
         if self._engine.get(record.sandbox_id) is None:
             raise ApiError(500, "the sandbox ended while it was starting")
         self._records[record.sandbox_id] = record
@@ -126,7 +172,9 @@ class Registry:
     async def set_lifetime(self, record: Record, lifetime: int) -> None:
         """Let the sandbox live exactly `lifetime` seconds from now; zero or less ends it at once."""
         if lifetime <= 0:
-            await self.kill(record.sandbox_id, "its timeout was set to now")
+            record.end_at = round(time.time(), 6)
+            self.leases.cancel(record.sandbox_id)
+            await self.on_expiry(record)
             return
         self._check_timeout(lifetime)
         self._set_end(record, round(time.time() + lifetime, 6))
@@ -162,6 +210,9 @@ class Registry:
         finally:
             self._starting -= 1
 
+    def _snapshot(self, owner: str, name: str) -> Snapshot | None:
+        return None if self.resolve_template(owner, name) else self.snapshots.find(owner, name)
+
     def _template(self, owner: str, name: str) -> Template:
         template = self.resolve_template(owner, name)
         if template is None:
@@ -183,6 +234,10 @@ class Registry:
         self.leases.set(record.sandbox_id, end_at)
         self._log(record, "info", "timeout changed")
 
+    def log(self, record: Record, message: str) -> None:
+        """Note an event in the sandbox's log."""
+        self._log(record, "info", message)
+
     def _remove(self, sandbox_id: str) -> Record | None:
         record = self._records.pop(sandbox_id, None)
         if record is not None:
@@ -192,7 +247,12 @@ class Registry:
         return record
 
     def _expire(self, sandbox_id: str) -> None:
-        self._spawn(self.kill(sandbox_id, "its timeout was reached"))
+        record = self._records.get(sandbox_id)
+        if record is not None:
+            self._spawn(self.on_expiry(record))
+
+    async def _kill_expired(self, record: Record) -> None:
+        await self.kill(record.sandbox_id, "its timeout was reached")
 
     def _on_exit(self, exit_: Exit) -> None:
         if self._remove(exit_.sandbox_id) is not None:

@@ -25,6 +25,8 @@ async def sample_forever(engine: "Engine", registry: Registry) -> None:
         await asyncio.sleep(_TICK)
         horizon = time.time() - INTERVAL
         for record in registry.records():
+            if record.paused:
+                continue
             if not record.samples or record.samples[-1].at <= horizon:
                 await _sample(engine, record)
 

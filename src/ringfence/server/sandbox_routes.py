@@ -10,7 +10,8 @@ from starlette.routing import Route
 from ringfence.server.errors import ApiError, not_implemented
 from ringfence.server.idempotency import Idempotency
 from ringfence.server.listing import parse_query, select
-from ringfence.server.models import Connect, NetworkUpdate, NewSandbox, Refresh, Timeout
+from ringfence.server.models import Connect, NetworkUpdate, NewSandbox, Refresh, Resume, Timeout
+from ringfence.server.pausing import Pausing
 from ringfence.server.records import Record
 from ringfence.server.registry import Registry
 from ringfence.server.requests import owner_of, parse_model, path_param, read_body, read_model
@@ -22,8 +23,9 @@ _V2_LIFETIME = 300
 class SandboxRoutes:
     """Handlers of the sandbox operations. `domain` is what clients are told sandboxes are reached under."""
 
-    def __init__(self, registry: Registry, domain: str) -> None:
+    def __init__(self, registry: Registry, pausing: Pausing, domain: str) -> None:
         self._registry = registry
+        self._pausing = pausing
         self._domain = domain
         self._idempotency = Idempotency()
 
@@ -68,6 +70,8 @@ class SandboxRoutes:
 
     async def _create(self, owner: str, new: NewSandbox, lifetime: int, *, secure: bool) -> dict[str, Any]:
         _refuse_unsupported(new)
+        if new.auto_pause and new.auto_pause_memory is not False:
+            self._pausing.require_freezer()
         record = await self._registry.create(
             owner, new, lifetime=lifetime if new.timeout is None else new.timeout, secure=secure
         )
@@ -102,33 +106,39 @@ class SandboxRoutes:
         body = await read_model(request, Connect)
         if body.timeout is None:
             raise ApiError(400, "timeout: Field required")
-        return self._connect(request, body.timeout)
+        return await self._connect(request, body.timeout, memory=body.memory is not False)
 
     async def connect_v2(self, request: Request) -> Response:
         """``POST /v2/sandboxes/{id}/connect``, 300 s when not told."""
         body = await read_model(request, Connect)
-        return self._connect(request, body.timeout or _V2_LIFETIME)
+        lifetime = body.timeout or _V2_LIFETIME
+        return await self._connect(request, lifetime, memory=body.memory is not False)
 
-    def _connect(self, request: Request, lifetime: int) -> Response:
+    async def _connect(self, request: Request, lifetime: int, *, memory: bool) -> Response:
         record = self._record(request)
-        self._registry.extend(record, lifetime)
-        return JSONResponse(record.as_created(self._domain))
+        resumed = await self._pausing.resume(record, lifetime, memory=memory)
+        if not resumed:
+            self._registry.extend(record, lifetime)
+        return JSONResponse(record.as_created(self._domain), status_code=201 if resumed else 200)
 
     async def resume(self, request: Request) -> Response:
         """``POST /sandboxes/{id}/resume``, of the first SDKs. What runs cannot be resumed."""
+        body = await read_model(request, Resume)
         record = self._record(request)
-        raise ApiError(409, f"sandbox {record.sandbox_id} is already running")
+        if not await self._pausing.resume(record, body.timeout or _V1_LIFETIME):
+            raise ApiError(409, f"sandbox {record.sandbox_id} is already running")
+        return JSONResponse(record.as_created(self._domain), status_code=201)
 
     async def timeout(self, request: Request) -> Response:
         """``POST /sandboxes/{id}/timeout``: counts from now, may shorten."""
         body = await read_model(request, Timeout)
-        await self._registry.set_lifetime(self._record(request), body.timeout)
+        await self._registry.set_lifetime(self._running(request), body.timeout)
         return Response(status_code=204)
 
     async def refresh(self, request: Request) -> Response:
         """``POST /sandboxes/{id}/refreshes``: never shortens."""
         body = await read_model(request, Refresh)
-        self._registry.extend(self._record(request), body.duration)
+        self._registry.extend(self._running(request), body.duration)
         return Response(status_code=204)
 
     async def update_network(self, request: Request) -> Response:
@@ -137,14 +147,19 @@ class SandboxRoutes:
         await self._registry.update_network(self._record(request), body)
         return Response(status_code=204)
 
+    def _running(self, request: Request) -> Record:
+        """The sandbox, for what makes sense only while it runs: a paused one has no lease."""
+        record = self._record(request)
+        if record.paused:
+            raise ApiError(404, f"sandbox {record.sandbox_id} is paused; connect to it to resume it")
+        return record
+
     def _record(self, request: Request) -> Record:
         return self._registry.lookup(owner_of(request), path_param(request, "sandbox_id"))
 
 
 def _refuse_unsupported(new: NewSandbox) -> None:
     """Refuse what was asked for and cannot be done; to leave it out silently would be a lie."""
-    if new.auto_pause:
-        raise not_implemented("autoPause (pausing sandboxes)")
     if new.volume_mounts:
         raise not_implemented("volumeMounts (volumes)")
     if new.iam:

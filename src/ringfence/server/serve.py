@@ -25,10 +25,13 @@ from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.server.app import App
 from ringfence.server.keys import keep_key, load_keys
 from ringfence.server.listener import bind, is_loopback, listen, url_of
+from ringfence.server.pausing import Pausing
 from ringfence.server.protocol import ClientConnection
 from ringfence.server.registry import Registry
 from ringfence.server.sampler import sample_forever
 from ringfence.server.settings import ServeSettings
+from ringfence.server.snapshot_store import SnapshotStore
+from ringfence.server.snapshots import Snapshots
 from ringfence.server.store import Store
 from ringfence.server.templates.service import TemplateService
 from ringfence.server.tls import Certificate, make_certificate, own_certificate
@@ -84,7 +87,8 @@ class _Serving:
 
     async def run(self) -> int:
         self._watch_for_the_end()
-        with contextlib.closing(Store(self._settings.data_dir / "ringfence.db")) as store:
+        with contextlib.ExitStack() as stack:
+            store = stack.enter_context(contextlib.closing(Store(self._database)))
             keys, made_key = load_keys(store, self._settings.preset_keys())
             starting = asyncio.create_task(Engine.start(self._engine_settings(), _show_progress))
             engine = await self._unless_stopped(starting)
@@ -92,14 +96,18 @@ class _Serving:
                 return 0
             try:
                 self._check_level(engine)
-                registry = self._registry(engine)
+                stack.enter_context(contextlib.closing(snapshot_store := SnapshotStore(self._database)))
+                snapshots = Snapshots(engine, snapshot_store, self._settings.max_snapshots)
+                registry = self._registry(engine, snapshots)
                 async with (
                     self._templates(engine, registry) as templates,
                     _background(sample_forever, engine, registry),
                 ):
+                    await snapshots.recover(self._snapshot_dir)
                     app = App(
                         engine,
                         registry,
+                        Pausing(engine, registry, max_paused=self._settings.max_paused),
                         keys,
                         templates,
                         domain=self._domain(),
@@ -107,6 +115,7 @@ class _Serving:
                         max_body=self._settings.max_upload_mb << 20,
                     )
                     await self._serve(app, registry, lambda: self._announce(engine, store, made_key))
+                await snapshots.close()
             finally:
                 await engine.aclose()
         return 0
@@ -157,8 +166,8 @@ class _Serving:
             templates=self._settings.templates,
             cache_dir=self._settings.cache_dir or default_cache_dir(),
             runtime_dir=self._settings.runtime_dir,
-            snapshot_dir=self._settings.data_dir / "snapshots",
-            max_sandboxes=self._settings.max_sandboxes,
+            snapshot_dir=self._snapshot_dir,
+            max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
             gradual=self._settings.gradual_warmup,
             network=NetworkSettings(
                 default=self._settings.network_default,
@@ -180,9 +189,18 @@ class _Serving:
             max_upload=self._settings.max_upload_mb << 20,
         )
 
-    def _registry(self, engine: Engine) -> Registry:
+    @property
+    def _database(self) -> Path:
+        return self._settings.data_dir / "ringfence.db"
+
+    @property
+    def _snapshot_dir(self) -> Path:
+        return self._settings.data_dir / "snapshots"
+
+    def _registry(self, engine: Engine, snapshots: Snapshots) -> Registry:
         return Registry(
             engine,
+            snapshots,
             max_sandboxes=self._settings.max_sandboxes,
             max_timeout=self._settings.max_timeout,
             max_memory_mb=self._settings.max_memory_mb,

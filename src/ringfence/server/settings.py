@@ -49,6 +49,8 @@ class ServeSettings(BaseSettings):
         "best-effort", description="Isolation that must be in force, at least, for the server to start."
     )
     max_sandboxes: int = Field(100, ge=1, description="Sandboxes that may run at once.")
+    max_paused: int = Field(100, ge=0, description="Sandboxes that may be paused at once, beside those.")
+    max_snapshots: int = Field(100, ge=0, description="Snapshots that may be kept.")
     max_memory_mb: int | None = Field(
         None, ge=64, description="Ceiling of one sandbox's memory in MiB; unset: the template's own limit."
     )

@@ -31,7 +31,7 @@ class TemplateRoutes:
         self._since = since
 
     def routes(self) -> list[Route]:
-        """The routes, most specific first."""
+        """The routes, most specific first; `delete` has none here, because snapshots are deleted so too."""
         service = self._templates
         building = BuildRoutes(
             service.store, service.catalog, service.builds, service.uploads, service.ceiling
@@ -46,7 +46,6 @@ class TemplateRoutes:
             Route("/templates/{template_id}/tags", self.tags, methods=["GET"]),
             *building.routes(),
             Route("/templates/{template_id}", self.detail, methods=["GET"]),
-            Route("/templates/{template_id}", self.delete, methods=["DELETE"]),
         ]
 
     async def list_all(self, request: Request) -> Response:

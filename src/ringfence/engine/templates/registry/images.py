@@ -1,4 +1,5 @@
 """Images as templates."""
+
 from collections.abc import Callable
 from pathlib import Path
 
