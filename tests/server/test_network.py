@@ -498,3 +498,10 @@ def test_pip_installs_a_real_package(make: Make) -> None:
     )
     assert result.stdout.strip() == "six"
     assert get(sandbox, "http://public.test/").startswith("gaierror")
+
+
+def test_the_cell_that_is_refused_something_is_told(make: Make) -> None:
+    sandbox = make(["public.test"], DENY_ALL)
+    result = sandbox.run_code("import socket\nsocket.getaddrinfo('other.test', 80)")
+    assert result.error is not None
+    assert "[network: other.test was refused by the sandbox's network policy" in "".join(result.logs.stderr)

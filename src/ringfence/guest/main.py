@@ -76,6 +76,7 @@ async def _serve(
     }
     kernels.start()
     gate = Gate(egress)
+    gate.on_note = lambda text: kernels.note(f"[network: {text}]")
     await EgressService(gate, Names(), intake).start()
     await proxy.serve(gate)
     server = _Server(_uvicorn(PortDispatch(services)))

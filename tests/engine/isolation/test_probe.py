@@ -17,6 +17,7 @@ NAMES = (
     "openat2",
     "close_range",
     "new mount API",
+    "transparent TCP in a network namespace",
     "cgroups",
 )
 

@@ -8,10 +8,11 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import capabilities, cgroups, landlock, linux, seccomp
+from . import capabilities, cgroups, landlock, linux, network, seccomp
 
 _NAMESPACES = {
     "mount": linux.CLONE_NEWNS,
@@ -32,6 +33,11 @@ _APPARMOR = (
     "profile with the rule `userns,` for its interpreter, or set "
     "kernel.apparmor_restrict_unprivileged_userns=0"
 )
+_TRANSPARENT = (
+    "a kernel with nf_tables and nft_tproxy (CONFIG_NFT_TPROXY; as modules: modprobe nf_tables nft_tproxy); "
+    "without, programs in sandboxes need HTTP_PROXY and the like, which are set then"
+)
+_ANY = ("198.18.0.1", 5432)
 _SWITCHES = (
     ("kernel/apparmor_restrict_unprivileged_userns", "1", _APPARMOR),
     (
@@ -72,8 +78,14 @@ def detect_features() -> tuple[Feature, ...]:
         _feature("openat2", _openat2, "Linux 5.6 or newer"),
         _feature("close_range", _close_range, "Linux 5.9 or newer"),
         _feature("new mount API", _mount_api, "Linux 5.12 or newer; " + namespace_remedy()),
+        transparent_network(),
         _feature("cgroups", _cgroups, ""),
     )
+
+
+def transparent_network() -> Feature:
+    """Whether the kernel can lead connections to any address to one listener. Forks."""
+    return _feature("transparent TCP in a network namespace", _transparent, _TRANSPARENT)
 
 
 def namespace_remedy() -> str:
@@ -261,6 +273,17 @@ def _openat2() -> str:
 def _close_range() -> str:
     linux.close_range(1 << 20, (1 << 20) + 1, linux.CLOSE_RANGE_CLOEXEC)
     return "with CLOSE_RANGE_CLOEXEC"
+
+
+def _transparent() -> str:
+    _enter_user_namespace(linux.CLONE_NEWNET)
+    network.loopback_up()
+    with network.intercept() as listener, socket.create_connection(_ANY, timeout=5):
+        connection, _ = listener.accept()
+        with connection:
+            if connection.getsockname() != _ANY:
+                raise _MissingError("a connection lost its address on the way")
+    return "nftables with tproxy, a local route for every address"
 
 
 def _mount_api() -> str:

@@ -67,12 +67,19 @@ class Host:
             _layer("mount, PID, network, IPC, UTS, cgroup namespaces", True, "new for every sandbox"),
             _layer("read-only template, size-limited writable layer", True, "overlay on tmpfs"),
             _layer("masked /proc, generated /sys, minimal /dev", True, "hidepid, generated files"),
-            _layer("no network but loopback", True, "no interface in the network namespace"),
+            *self._network(),
             _layer("no capability outside, no_new_privs", True, "bounding set dropped"),
             _layer("seccomp", True, f"allow-list for {linux.ARCH}"),
             *self._landlock(),
             *self._cgroups(),
             _layer("rlimits", True, "no core dumps, open files, processes, locked memory, message queues"),
+        ]
+
+    def _network(self) -> list[dict[str, Any]]:
+        feature = probe.transparent_network()
+        return [
+            _layer("no network but through the egress", True, "no interface but loopback; judged by name"),
+            _layer("plain connections led to the egress", feature.available, feature.detail, feature.remedy),
         ]
 
     def _landlock(self) -> list[dict[str, Any]]:

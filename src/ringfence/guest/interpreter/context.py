@@ -71,6 +71,11 @@ class Context:
         task.add_done_callback(self._tasks.discard)
         return execution
 
+    def note(self, text: str) -> None:
+        """Tell the user of the cell that runs something, on its stderr."""
+        if self._kernel is not None:
+            self._kernel.note(text)
+
     async def restart(self) -> None:
         """A new kernel without the old one's state. A cell that runs meanwhile ends with an error that says
         so.

@@ -182,6 +182,11 @@ class Kernel:
         self._run = run
         await self._send({"op": "execute", "code": run.code, "env": run.env, "silent": run.silent})
 
+    def note(self, text: str) -> None:
+        """Tell the user of the cell that runs something of our own; nothing when none runs."""
+        if self._run is not None and self._run.started:
+            self._run.note(text)
+
     def interrupt(self) -> None:
         """SIGINT for the kernel and what it started in its process group, once the cell has started."""
         if self._run is not None:

@@ -90,6 +90,11 @@ class KernelPool:
                 del self._defaults[kind]
         await context.close()
 
+    def note(self, text: str) -> None:
+        """Tell whoever runs a cell now something about the sandbox, on the cell's stderr."""
+        for context in self.list():
+            context.note(text)
+
     async def aclose(self) -> None:
         """End every context."""
         if self._starting is not None:
