@@ -272,7 +272,7 @@ async def test_files_go_in_and_out(connect: Connect, remote: dict[str, str], tmp
     (tmp_path / "data.bin").write_bytes(data)
     async with connect(**remote) as client:
         uploaded = record_of(await client.call_tool("upload_file", {"local_path": "data.bin"}))
-        assert uploaded == {"path": "/home/user/data.bin", "bytes": len(data)}
+        assert (uploaded["path"], uploaded["bytes"]) == ("/home/user/data.bin", len(data))
         code = "d = open('data.bin', 'rb').read(); _ = open('turned.bin', 'wb').write(d[::-1])"
         changes = (await execute(client, code))["files"]
         assert changes == {"created": {"turned.bin": len(data)}}

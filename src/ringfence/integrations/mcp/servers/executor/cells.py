@@ -18,7 +18,7 @@ OUTPUT_CEILING = 256 * 1024 * 1024
 """Characters after which a cell that writes without end is interrupted: the SDK holds all of it in memory."""
 _PROBE_SECONDS = 15.0
 # What the code interpreter calls a kernel that ended under a cell. The next cell runs in a new one.
-_KERNEL_ENDED = frozenset(
+KERNEL_ENDED = frozenset(
     [
         "KernelDied",
         "KernelDiedError",
@@ -117,7 +117,7 @@ async def run_cell(sandbox: AsyncSandbox, cell: Cell, last_count: int) -> None:
 
 
 def _judge_state(cell: Cell, last_count: int) -> None:
-    if cell.error is not None and cell.error.name in _KERNEL_ENDED:
+    if cell.error is not None and cell.error.name in KERNEL_ENDED:
         cell.state, cell.state_reason = "reset", cell.error.value or "the Python process ended"
     elif cell.execution_count is not None and cell.execution_count <= last_count:
         cell.state = "reset"

@@ -124,10 +124,19 @@ def _hint(cell: Cell, where: Surroundings) -> str | None:
             f"larger timeout_s, do the "
             f"work in smaller steps, or set background=true and ask with get_execution."
         )
+    if cell.status is None:
+        return (
+            f"It goes on (until timeout_s={cell.exec_timeout:g}). get_execution with execution_id="
+            f"{cell.execution_id} waits for it, interrupt_execution ends it."
+        )
     if cell.status == "output_limit":
         return "The code wrote more than can be taken and was interrupted; write to a file instead."
     if cell.status == "lost":
-        return "The next call starts a new, empty session. If memory ran out, work in smaller pieces."
+        return (
+            "Variables and files of the session are gone. execute_code with this session_id and "
+            'on_loss="replay" '
+            "rebuilds them by running the earlier cells again. If memory ran out, work in smaller pieces."
+        )
     if cell.error is None:
         return None
     was_lost = where.restarted or cell.state == "reset"

@@ -1,4 +1,4 @@
-"""Sessions: a sandbox, its Python state, and the unguessable handle by which a client names it."""
+"""Sessions of one caller: made, found by their handles, kept alive, rebuilt, ended."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import httpx
 from e2b import (
@@ -21,62 +20,52 @@ from mcp.server.mcpserver.exceptions import ToolError
 from ringfence.core.config import Settings
 from ringfence.core.errors import RingfenceError
 from ringfence.integrations.backend import Backend, open_backend
-from ringfence.integrations.mcp.servers.executor.filewatch import FileWatch
+from ringfence.integrations.mcp.servers.executor.cells import is_gone
+from ringfence.integrations.mcp.servers.executor.facts import Facts, find_facts
 from ringfence.integrations.mcp.servers.executor.jobs import Job
+from ringfence.integrations.mcp.servers.executor.journal import Journal, JournalStore, OnLoss
+from ringfence.integrations.mcp.servers.executor.replay import replay
+from ringfence.integrations.mcp.servers.executor.session import Loss, Session
 
 _log = logging.getLogger(__name__)
 
 Notify = Callable[[str], None]
 MAX_SESSIONS = 16
-_JOBS_KEPT = 20
 _ENDED_KEPT = 64
 _CLOSING_SECONDS = 8.0
-
-
-@dataclass
-class Session:
-    """One sandbox and what is known of it.
-
-    lock: held by what runs in the session; one thing at a time.
-    last_count: the kernel's number of the last cell.
-    restarted: Python was restarted and the model may not have noticed; used for hints until names work again.
-    news: a sentence for the next result (why this session is a new one).
-    """
-
-    handle: str
-    sandbox: AsyncSandbox
-    created: float = field(default_factory=time.time)
-    used: float = field(default_factory=time.time)
-    renewed: float = field(default_factory=time.monotonic)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    watch: FileWatch = field(default_factory=FileWatch)
-    last_count: int = 0
-    restarted: bool = False
-    news: str = ""
-    jobs: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)
-
-    def remember(self, job: Job) -> None:
-        """Keep the job, so that it can be asked for; the oldest finished ones are forgotten."""
-        self.jobs[job.cell.execution_id] = job
-        for execution_id, old in list(self.jobs.items()):
-            if len(self.jobs) > _JOBS_KEPT and old.done():
-                del self.jobs[execution_id]
-
-    def running(self) -> list[Job]:
-        """The jobs that have not ended."""
-        return [job for job in self.jobs.values() if not job.done()]
+_TRUSTED_SECONDS = 30.0
+"""A sandbox that was used this recently is taken to be there."""
+_NEW = "Call create_session for a new one, or omit session_id."
+_ENDED = "its sandbox ended (killed, out of memory, or its lease ran out)"
 
 
 class Sessions:
-    """All sessions of one client, and the backend they live on; both are made at the first use."""
+    """All sessions of one caller, and the backend they live on; both are made at the first use.
 
-    def __init__(self, settings: Settings) -> None:
+    has_default: calls without a handle share one session; else each makes a new one.
+    on_facts: told once what the first sandbox turned out to be.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JournalStore | None = None,
+        *,
+        has_default: bool = True,
+        on_facts: Callable[[Facts], None] | None = None,
+    ) -> None:
         self._settings = settings
+        self._store = store or JournalStore(None, "")
+        self._has_default = has_default
+        self._on_facts = on_facts
         self._sessions: dict[str, Session] = {}
-        self._ended: OrderedDict[str, str] = OrderedDict()
+        self._losses: OrderedDict[str, Loss] = OrderedDict()
+        self._closed: OrderedDict[str, None] = OrderedDict()
         self._default: asyncio.Task[Session] | None = None
-        self._default_news = ""
+        self._default_loss: Loss | None = None
+        self._rebuilding: dict[str, asyncio.Task[Session]] = {}
         self._backend: asyncio.Task[Backend] | None = None
+        self._facts: asyncio.Task[Facts] | None = None
         self._stack = contextlib.AsyncExitStack()
         self._notify: Notify | None = None
 
@@ -112,31 +101,84 @@ class Sessions:
         stack, self._stack = self._stack, contextlib.AsyncExitStack()
         await stack.aclose()
 
-    async def get(self, handle: str | None, notify: Notify | None = None) -> Session:
-        """The session named `handle`, or the default one (made at its first use). Its lease is renewed."""
+    async def get(
+        self,
+        handle: str | None,
+        notify: Notify | None = None,
+        *,
+        on_loss: OnLoss | None = None,
+        make: bool = True,
+    ) -> Session:
+        """The session named `handle`; for None the default one, or where there is no default a new one if
+        `make`. Its lease is renewed.
+
+        A session that was lost is a `ToolError` that says so, or is rebuilt: `on_loss`, or what was asked for
+        when it was made.
+        """
         backend = await self.backend(notify)
-        if handle is None:
-            session = await self._get_default(backend)
+        if handle is not None:
+            session = await self._named(backend, handle, on_loss)
+        elif self._has_default:
+            session = await self._get_default(backend, on_loss)
+        elif make:
+            session = await self.create({}, notify, on_loss=on_loss or "report")
+            session.news = "This is a new session, since no session_id was given; pass it from now on."
         else:
-            found = self._sessions.get(handle)
-            if found is None:
-                raise ToolError(self._unknown(handle))
-            session = found
+            raise ToolError("Give session_id: calls without it have no session here.")
         await self._renew(session)
         return session
 
-    def _unknown(self, handle: str) -> str:
-        why = self._ended.get(handle)
-        if why is not None:
-            return f"This session has ended: {why}. Call create_session for a new one, or omit session_id."
-        return "There is no such session. Call create_session for a new one, or omit session_id."
+    async def _named(self, backend: Backend, handle: str, on_loss: OnLoss | None) -> Session:
+        session = self._sessions.get(handle)
+        if session is not None and not await self._find_lost(session, on_loss):
+            return session
+        loss = self._loss(handle)
+        if loss is None:
+            raise ToolError(self._unknown(handle))
+        if (on_loss or loss.journal.on_loss) != "replay":
+            raise ToolError(loss.describe())
+        return await self._rebuild(backend, loss)
 
-    async def _get_default(self, backend: Backend) -> Session:
-        if self._default is not None and self._default.done() and not self._is_live(self._default):
-            self._default = None
+    def _unknown(self, handle: str) -> str:
+        if handle in self._closed:
+            return f"This session has ended: it was closed. {_NEW}"
+        return f"There is no such session. {_NEW}"
+
+    def _loss(self, handle: str) -> Loss | None:
+        if handle in self._losses or handle in self._closed:
+            return self._losses.get(handle)
+        file = self._store.open(handle)
+        journal = file.read() if file is not None else None
+        if journal is None:
+            return None
+        return Loss(handle, "the MCP server was started anew", journal)
+
+    async def _find_lost(self, session: Session, on_loss: OnLoss | None) -> bool:
+        """Whether the session's sandbox is gone by now. Asked only where it may well be."""
+        if session.running():
+            return False
+        now = time.monotonic()
+        recent = now - session.seen < _TRUSTED_SECONDS and now < session.expires
+        if recent and (on_loss or session.journal.on_loss) != "replay":
+            return False
+        if not await is_gone(session.sandbox):
+            return False
+        self.lost(session, "its lease ran out" if now >= session.expires else _ENDED)
+        return True
+
+    async def _get_default(self, backend: Backend, on_loss: OnLoss | None) -> Session:
+        if self._default is not None and self._default.done():
+            if not self._is_live(self._default):
+                self._default = None
+            else:
+                await self._find_lost(self._default.result(), on_loss)
         if self._default is None:
-            self._default = asyncio.create_task(self._create(backend, {}, self._default_news))
-            self._default_news = ""
+            loss, self._default_loss = self._default_loss, None
+            if loss is not None and (on_loss or loss.journal.on_loss) == "replay":
+                making = self._rebuild(backend, loss)
+            else:
+                making = self._create(backend, Journal(None, on_loss or "report"), news=_news(loss))
+            self._default = asyncio.create_task(making)
         return await asyncio.shield(self._default)
 
     def _is_live(self, task: "asyncio.Task[Session]") -> bool:
@@ -144,34 +186,122 @@ class Sessions:
             return False
         return task.result().handle in self._sessions
 
-    async def create(self, envs: Mapping[str, str], notify: Notify | None = None) -> Session:
+    async def create(
+        self, envs: Mapping[str, str], notify: Notify | None = None, *, on_loss: OnLoss = "report"
+    ) -> Session:
         """A new session with a sandbox of its own."""
         backend = await self.backend(notify)
-        return await asyncio.shield(asyncio.create_task(self._create(backend, envs, "")))
+        making = self._create(backend, Journal(envs, on_loss))
+        return await asyncio.shield(asyncio.create_task(making))
 
-    async def _create(self, backend: Backend, envs: Mapping[str, str], news: str) -> Session:
-        if len(self._sessions) >= MAX_SESSIONS:
-            raise ToolError(
-                f"There are {MAX_SESSIONS} sessions already; close one first (list_sessions shows them)."
-            )
+    async def _create(
+        self, backend: Backend, journal: Journal, *, handle: str | None = None, news: str = ""
+    ) -> Session:
+        await self._make_room()
         try:
             sandbox = await AsyncSandbox.create(
                 template=backend.template,
                 timeout=self._settings.lease,
-                envs=dict(envs),
+                envs=journal.envs,
                 metadata={"ringfence.client": "mcp"},
                 **backend.sdk_options(),
             )
         except (SandboxException, AuthenticationException, RateLimitException, httpx.HTTPError) as error:
             raise ToolError(f"No sandbox could be created on {backend.describe()}: {error}") from error
-        session = Session(handle=f"s_{secrets.token_hex(16)}", sandbox=sandbox, news=news)
-        self._sessions[session.handle] = session
+        session = self._admit(sandbox, journal, handle, news)
+        if self._facts is None:
+            self._facts = asyncio.create_task(self._learn(sandbox, backend))
         await session.watch.look(sandbox)
         return session
 
+    def _admit(self, sandbox: AsyncSandbox, journal: Journal, handle: str | None, news: str = "") -> Session:
+        session = Session(
+            handle=handle or f"s_{secrets.token_hex(16)}",
+            sandbox=sandbox,
+            news=news,
+            journal=journal,
+            expires=time.monotonic() + self._settings.lease,
+        )
+        self._sessions[session.handle] = session
+        self._losses.pop(session.handle, None)
+        if journal.file is None and (file := self._store.open(session.handle)) is not None:
+            try:
+                file.start({"envs": journal.envs, "on_loss": journal.on_loss}, journal.entries)
+                journal.file = file
+            except OSError as error:
+                _log.warning("the session's journal cannot be written: %s", error)
+        return session
+
+    async def _make_room(self) -> None:
+        """Forget sessions whose leases ran out, when there are many; a `ToolError` when there still are."""
+        if len(self._sessions) < MAX_SESSIONS:
+            return
+        for session in list(self._sessions.values()):
+            if time.monotonic() >= session.expires:
+                await self._find_lost(session, None)
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise ToolError(
+                f"There are {MAX_SESSIONS} sessions already; close one first (list_sessions shows them)."
+            )
+
+    async def _learn(self, sandbox: AsyncSandbox, backend: Backend) -> Facts:
+        facts = await find_facts(sandbox, backend.isolation)
+        if self._on_facts is not None:
+            self._on_facts(facts)
+        return facts
+
+    def python(self) -> str | None:
+        """The version of the sandboxes' Python, where it is known."""
+        if self._facts is None or not self._facts.done() or self._facts.cancelled():
+            return None
+        return self._facts.result().python if self._facts.exception() is None else None
+
+    async def _rebuild(self, backend: Backend, loss: Loss) -> Session:
+        task = self._rebuilding.get(loss.handle)
+        if task is None:
+            task = asyncio.create_task(self._replay(backend, loss))
+            self._rebuilding[loss.handle] = task
+            task.add_done_callback(lambda _: self._rebuilding.pop(loss.handle, None))
+        return await asyncio.shield(task)
+
+    async def _replay(self, backend: Backend, loss: Loss) -> Session:
+        session = await self._create(backend, loss.journal, handle=loss.handle)
+        try:
+            done = await replay(session.sandbox, loss.journal, self._tell)
+        except (SandboxException, httpx.HTTPError) as error:
+            self.lost(session, f"rebuilding it failed ({error or type(error).__name__})")
+            raise ToolError(f"The session could not be rebuilt: {error or type(error).__name__}") from error
+        session.last_count = done.last_count
+        await session.watch.look(session.sandbox)
+        session.news = (
+            f"The session was rebuilt, because the one before was lost: {loss.why}. {done.describe()}"
+        )
+        return session
+
+    async def fork(self, session: Session) -> Session:
+        """A copy of `session`, by the backend's fork. A `ToolError` where it has none."""
+        await self._make_room()
+        try:
+            (made,) = await session.sandbox.fork(timeout=self._settings.lease, count=1)
+        except SandboxException as error:
+            if "501" in str(error) or "not implemented" in str(error):
+                raise ToolError(
+                    "This backend cannot fork sandboxes. Make a session with create_session and run the "
+                    "cells "
+                    "that it needs there."
+                ) from error
+            raise
+        if isinstance(made, Exception):
+            raise ToolError(f"The fork could not be started: {made}") from made
+        fork = self._admit(made, session.journal.copy(), None)
+        fork.last_count, fork.restarted = session.last_count, session.restarted
+        await fork.watch.look(made)
+        return fork
+
     async def _renew(self, session: Session) -> None:
         session.used = time.time()
-        if time.monotonic() - session.renewed < self._settings.lease / 4:
+        session.seen = time.monotonic()
+        if session.seen - session.renewed < self._settings.lease / 4:
             return
         await self.extend(session, self._settings.lease)
 
@@ -181,38 +311,72 @@ class Sessions:
         try:
             await session.sandbox.set_timeout(int(seconds))
             session.renewed = time.monotonic()
+            session.expires = session.renewed + seconds
         except SandboxException:
             # It has ended, or will say so itself when it is used next.
             _log.info("the lease of sandbox %s could not be renewed", session.sandbox.sandbox_id)
 
     def lost(self, session: Session, why: str) -> None:
-        """The session's sandbox is gone: forget it, and remember why."""
+        """The session's sandbox is gone: keep why, and what it takes to make it again."""
         if self._sessions.pop(session.handle, None) is None:
             return
-        self._remember_end(session, why)
+        loss = self._losses[session.handle] = Loss(session.handle, why, session.journal, session)
+        while len(self._losses) > _ENDED_KEPT:
+            self._losses.popitem(last=False)
         if self._default is not None and self._default.done() and not self._is_live(self._default):
             self._default = None
-            self._default_news = f"This is a new session, because the one before has ended: {why}."
+            self._default_loss = loss
 
-    def _remember_end(self, session: Session, why: str) -> None:
-        self._ended[session.handle] = why
-        while len(self._ended) > _ENDED_KEPT:
-            self._ended.popitem(last=False)
+    def remedy(self, session: Session) -> str:
+        """How to go on after `session` was lost."""
+        loss = self._losses.get(session.handle)
+        return loss.remedy() if loss is not None else "Call create_session for a new one."
+
+    def live(self, handle: str) -> Session | None:
+        """The session, unless it is not there (any more)."""
+        return self._sessions.get(handle)
+
+    async def journal_of(self, handle: str | None) -> tuple[str, Journal]:
+        """The journal of a session, of a lost one too, and its handle."""
+        if handle is None:
+            session = await self.get(None, make=False)
+            return session.handle, session.journal
+        if (live := self._sessions.get(handle)) is not None and not await self._find_lost(live, "report"):
+            return handle, live.journal
+        loss = self._loss(handle)
+        if loss is None:
+            raise ToolError(self._unknown(handle))
+        return handle, loss.journal
 
     async def close(self, handle: str | None) -> bool:
         """End a session (the default one for None) and its sandbox; False when there is none."""
         if handle is None:
+            if not self._has_default:
+                raise ToolError("Give session_id: which session is to be closed?")
             if self._default is None:
                 return False
             handle = (await asyncio.shield(self._default)).handle
         session = self._sessions.pop(handle, None)
-        if session is None:
+        loss = self._loss(handle) if session is None else None
+        journal = session.journal if session is not None else loss.journal if loss is not None else None
+        if journal is None:
             return False
-        self._remember_end(session, "it was closed")
+        self._forget(handle, journal)
+        if session is not None:
+            await self._kill(session)
+        return True
+
+    def _forget(self, handle: str, journal: Journal) -> None:
+        self._losses.pop(handle, None)
+        self._closed[handle] = None
+        while len(self._closed) > _ENDED_KEPT:
+            self._closed.popitem(last=False)
+        if journal.file is not None:
+            journal.file.remove()
         if self._default is not None and self._default.done() and not self._is_live(self._default):
             self._default = None
-        await self._kill(session)
-        return True
+        if self._default_loss is not None and self._default_loss.handle == handle:
+            self._default_loss = None
 
     async def _kill(self, session: Session) -> None:
         for job in session.running():
@@ -224,7 +388,8 @@ class Sessions:
 
     def job(self, execution_id: str) -> tuple[Session, Job] | None:
         """The job with this id, and its session; None when there is none (any more)."""
-        for session in self._sessions.values():
+        gone = (loss.session for loss in self._losses.values() if loss.session is not None)
+        for session in (*self._sessions.values(), *gone):
             if (job := session.jobs.get(execution_id)) is not None:
                 return session, job
         return None
@@ -236,9 +401,14 @@ class Sessions:
             default = self._default.result()
         return [(session, session is default) for session in self._sessions.values()]
 
+    def losses(self) -> list[tuple[str, str]]:
+        """Handles of sessions that were lost and can be rebuilt, each with why it was lost."""
+        return [(loss.handle, loss.why) for loss in self._losses.values()]
+
     async def aclose(self) -> None:
         """End every sandbox and the embedded server. Takes a few seconds at most."""
-        pending = [task for task in (self._default, self._backend) if task is not None and not task.done()]
+        tasks = (self._default, self._backend, self._facts, *self._rebuilding.values())
+        pending = [task for task in tasks if task is not None and not task.done()]
         for task in pending:
             task.cancel()
         if pending:
@@ -252,3 +422,10 @@ class Sessions:
                 await asyncio.wait(kills, timeout=_CLOSING_SECONDS)
         self._sessions.clear()
         await self._stack.aclose()
+
+
+def _news(loss: Loss | None) -> str:
+    if loss is None:
+        return ""
+    before = f"the one before ({loss.handle}) has ended: {loss.why}"
+    return f"This is a new session, because {before}. {loss.remedy()}"

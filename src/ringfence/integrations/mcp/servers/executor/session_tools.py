@@ -1,0 +1,96 @@
+"""Sessions: made, listed, forked, closed, and written down as notebooks."""
+
+import time
+from typing import Any
+
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult
+
+from ringfence.integrations.mcp.meta import META_KEY
+from ringfence.integrations.mcp.servers.executor.base import Beat, Tools
+from ringfence.integrations.mcp.servers.executor.journal import OnLoss
+from ringfence.integrations.mcp.servers.executor.packages import check_packages, install
+from ringfence.integrations.mcp.servers.executor.session import Session
+
+
+class SessionTools(Tools):
+    """The tools for sessions."""
+
+    async def create_session(
+        self, envs: dict[str, str], on_loss: OnLoss, packages: list[str], beat: Beat
+    ) -> CallToolResult:
+        """A new session; its handle is in the text."""
+        names = check_packages(packages) if packages else []
+        session = await self.sessions.create(envs, beat.note, on_loss=on_loss)
+        return await self._made(session, await self._with_packages(session, names, beat))
+
+    async def fork_session(self, session_id: str | None, beat: Beat) -> CallToolResult:
+        """A copy of a session, with its variables, files and processes; both go on independently."""
+        session = await self.sessions.get(session_id, beat.note, make=False)
+        async with self._trouble(session), session.lock:
+            fork = await self.sessions.fork(session)
+        return await self._made(fork, f" It is a copy of {session.handle} as it was now.")
+
+    async def _with_packages(self, session: Session, names: list[str], beat: Beat) -> str:
+        if not names:
+            return ""
+        beat.note("pip install " + " ".join(names))
+        async with self._trouble(session):
+            done = await install(session.sandbox, names)
+        if done.ok:
+            session.journal.add_packages(names)
+            return f" Installed: {' '.join(done.installed) or 'all of it was there'}."
+        return f" The packages could NOT be installed:\n{done.text}"
+
+    async def _made(self, session: Session, addition: str) -> CallToolResult:
+        backend = await self.sessions.backend()
+        record = {
+            "session_id": session.handle,
+            "backend": backend.describe(),
+            "isolation": (backend.isolation or {}).get("level"),
+            "template": backend.template or "default",
+            "lease_s": self._settings.lease,
+        }
+        text = (
+            f"Session {session.handle} is ready ({backend.describe()}). Pass it as session_id. "
+            f"It ends after {self._settings.lease} s without use, or with close_session.{addition}"
+        )
+        result = self._plain(text, record)
+        # The whole table is for programs; a model has enough of the level.
+        layers = (backend.isolation or {}).get("layers", [])
+        return result.model_copy(update={"meta": {META_KEY: {**record, "isolation_layers": layers}}})
+
+    async def list_sessions(self) -> CallToolResult:
+        """Every session of this client."""
+        rows: list[dict[str, Any]] = []
+        for session, is_default in self.sessions.all():
+            rows.append(
+                {
+                    "session_id": session.handle,
+                    "default": is_default,
+                    "running": [job.cell.execution_id for job in session.running()],
+                    "executions": session.last_count,
+                    "idle_s": round(time.time() - session.used),
+                    "contents": session.journal.summary(),
+                }
+            )
+        lines = [
+            f"{row['session_id']}{' (default)' if row['default'] else ''}: {row['contents']}, "
+            f"idle {row['idle_s']} s, "
+            f"{len(row['running'])} running{': ' + ', '.join(row['running']) if row['running'] else ''}"
+            for row in rows
+        ]
+        lines += [f"{handle}: lost ({why})" for handle, why in self.sessions.losses()]
+        return self._plain("\n".join(lines) or "There are no sessions.", {"sessions": rows})
+
+    async def close_session(self, session_id: str | None) -> CallToolResult:
+        """End a session and everything in it."""
+        closed = await self.sessions.close(session_id)
+        if not closed and session_id is not None:
+            raise ToolError("There is no such session.")
+        text = (
+            "The session is closed; its variables and files are gone."
+            if closed
+            else "There was no session to close."
+        )
+        return self._plain(text, {"closed": closed})
