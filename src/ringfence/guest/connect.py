@@ -91,7 +91,8 @@ def decode(body: bytes) -> Message:
     if not body:
         return {}
     try:
-        message = json.loads(body)
+        # Decoded here: json would guess UTF-16 or 32, whose codecs cannot be imported any more.
+        message = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConnectError("invalid_argument", f"unmarshal message: {error}") from None
     if not isinstance(message, dict):
@@ -256,6 +257,16 @@ async def until_hang_up(work: Coroutine[Any, Any, None], receive: Receive) -> No
             task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, error: ConnectError) -> None:
+    """Answer a call of either kind, stream or not, with `error`. Its body is not looked at."""
+    await discard_body(receive)
+    if Headers(scope=scope).get("content-type", "").startswith(STREAM_TYPE):
+        await _start_stream(send)
+        await _end_stream(send, error)
+    else:
+        await _answer(send, HTTP_STATUS[error.code], encode(error.as_message()), UNARY_TYPE)
 
 
 class ServerStreamEndpoint:

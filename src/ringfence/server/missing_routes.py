@@ -21,6 +21,10 @@ _OTHERS = (
     ("POST", "/volumes", "volumes"),
     ("GET", "/volumes/{volume_id}", "volumes"),
     ("DELETE", "/volumes/{volume_id}", "volumes"),
+    *(
+        (method, "/volumecontent/{volume_id}/{part}", "volumes")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+    ),
     ("GET", "/secrets", "secrets"),
     ("POST", "/secrets", "secrets"),
     ("GET", "/secrets/{secret_id}", "secrets"),

@@ -312,9 +312,14 @@ async def test_signature_is_as_documented(guarded) -> None:
 async def test_plain_routes(http: httpx.AsyncClient) -> None:
     health = await http.get("/health")
     assert (health.status_code, health.content) == (204, b"")
-    assert (await http.get("/envs")).json() == {"E2B_SANDBOX": "true", "FROM_SANDBOX": "sandbox"}
+    assert (await http.get("/envs")).json() == {
+        "FROM_SANDBOX": "sandbox",
+        "E2B_SANDBOX": "true",
+        "E2B_SANDBOX_ID": "itest0000000000000000",
+        "E2B_TEMPLATE_ID": "base",
+    }
     assert (await http.get("/nowhere")).status_code == 404
-    assert (await http.post("/process.Process/Nothing", json={})).status_code == 404
+    assert (await http.post("/process.Process/Nothing", json={})).status_code == 501
 
 
 async def test_metrics(http: httpx.AsyncClient) -> None:

@@ -18,6 +18,7 @@ from ringfence.guest.envd.filesystem import FilesystemService
 from ringfence.guest.envd.metrics import Metrics
 from ringfence.guest.envd.processes import ProcessService
 from ringfence.guest.envd.start import Starter
+from ringfence.guest.envd.unknown import unknown
 from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.envd.watch import WatchService
 from ringfence.guest.reaper import Reaper
@@ -57,6 +58,7 @@ def build(config: GuestConfig, reaper: Reaper, users: UserDatabase | None = None
     guard = Middleware(TokenGuard, token=config.access_token)
     app = Starlette(routes=routes, middleware=[cors, guard])
     app.router.redirect_slashes = False
+    app.router.default = unknown
     return app
 
 

@@ -166,7 +166,7 @@ async def _compose_order(request: Request) -> Message:
         if len(body) > _MAX_COMPOSE_BYTES:
             raise HTTPError(413, "request body is too large")
     try:
-        order = json.loads(body)
+        order = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
         raise HTTPError(400, "invalid request body: not JSON") from None
     if not isinstance(order, dict):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -49,6 +50,7 @@ def build(config: GuestConfig, kernels: KernelPool) -> Starlette:
         ],
         exception_handlers={
             BadRequestError: _bad_request,
+            HTTPException: _unknown_route,
             UnknownContextError: _unknown_context,
             KernelStartError: _no_kernel,
         },
@@ -79,6 +81,12 @@ async def _health(_request: Request) -> Response:
 async def _bad_request(_request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, BadRequestError) else 400
     return PlainTextResponse(str(error), status_code=status)
+
+
+async def _unknown_route(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    text = f"not implemented: {request.method} {request.url.path[:200]} is not known to this sandbox"
+    return PlainTextResponse(text, status_code=status)
 
 
 async def _unknown_context(_request: Request, error: Exception) -> Response:
@@ -175,7 +183,7 @@ async def _json_object(request: Request) -> dict[str, Any]:
                 f"the request is larger than {_MAX_BODY} bytes; write large data to a file", 413
             )
     try:
-        body = json.loads(data or b"{}")
+        body = json.loads(data.decode("utf-8") or "{}")
     except (ValueError, RecursionError):
         raise BadRequestError("the body is not JSON", 422) from None
     if not isinstance(body, dict):

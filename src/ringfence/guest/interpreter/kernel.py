@@ -264,7 +264,7 @@ class Kernel:
 
     def _receive(self, line: bytes) -> None:
         try:
-            message = json.loads(line, parse_constant=lambda _: None)
+            message = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
             self._dispatch(message, len(line))
             if message["event"] in _ACKNOWLEDGED and message.get("ack", True):
                 self._connection.send(b'{"op":"ack"}\n')

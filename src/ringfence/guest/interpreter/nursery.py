@@ -104,7 +104,7 @@ class NurseryClient:
         if not data:
             self._lost()
             return
-        self._dispatch(json.loads(data))
+        self._dispatch(json.loads(data.decode("utf-8")))
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         if message["op"] == "exited":
