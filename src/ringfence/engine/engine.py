@@ -283,12 +283,7 @@ class Engine:
 
         A running sandbox is frozen meanwhile. The copy does not contain the snapshots that it started from.
         """
-        try:
-            answer = await self._link.call("snapshot", id=sandbox_id, name=name)
-        except RingfenceError:
-            with contextlib.suppress(RingfenceError):
-                await self.erase(name)
-            raise
+        answer = await self._link.call("snapshot", id=sandbox_id, name=name)
         return int(answer["bytes"])
 
     def snapshots_in_use(self) -> set[str]:

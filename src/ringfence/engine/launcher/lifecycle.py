@@ -106,14 +106,18 @@ class Lifecycle:
             raise
         record.helper = linux.pidfd_open(pid)
         self._selector.register(
-            answer, selectors.EVENT_READ, lambda: self._on_copied(request_id, record, answer, thaw)
+            answer, selectors.EVENT_READ, lambda: self._on_copied(request_id, record, answer, thaw, directory)
         )
 
     def erase(self, request_id: int, name: str) -> None:
         """Remove a snapshot's directory, if it is there."""
-        directory = self.snapshot_path(name)
+        self._erase(request_id, self.snapshot_path(name), None)
+
+    def _erase(self, request_id: int, directory: str, because: str | None) -> None:
         answer, _ = self._in_child(lambda: treecopy.remove(directory))
-        self._selector.register(answer, selectors.EVENT_READ, lambda: self._on_erased(request_id, answer))
+        self._selector.register(
+            answer, selectors.EVENT_READ, lambda: self._on_erased(request_id, answer, because)
+        )
 
     def _start_copy(self, record: SandboxRecord, directory: str) -> tuple[int, int]:
         overlays = len(record.template.description["layers"])
@@ -149,14 +153,16 @@ class Lifecycle:
         os.close(end)
         return answer, pid
 
-    def _on_copied(self, request_id: int, record: SandboxRecord, answer: int, thaw: bool) -> None:
+    def _on_copied(
+        self, request_id: int, record: SandboxRecord, answer: int, thaw: bool, directory: str
+    ) -> None:
         result = self._finish(answer)
         os.close(record.helper)
         record.helper = -1
         self._copied(record, thaw)
         if "error" in result:
             text = f"the files of sandbox {record.sandbox_id} could not be copied: {result['error']}"
-            self._reply(request_id, error=text, kind="LauncherError")
+            self._erase(request_id, directory, text)
         else:
             self._reply(request_id, **result["result"])
 
@@ -165,10 +171,11 @@ class Lifecycle:
             record.cgroup.thaw()
             record.frozen = False
 
-    def _on_erased(self, request_id: int, answer: int) -> None:
+    def _on_erased(self, request_id: int, answer: int, because: str | None) -> None:
         result = self._finish(answer)
-        if "error" in result:
-            self._reply(request_id, error=result["error"], kind="LauncherError")
+        error = because or result.get("error")
+        if error:
+            self._reply(request_id, error=error, kind="LauncherError")
         else:
             self._reply(request_id)
 

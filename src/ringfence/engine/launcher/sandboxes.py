@@ -288,15 +288,17 @@ class Sandboxes:
         if record.sandbox_id not in self._by_id:
             return
         record.cgroup.kill()
-        if record.disk_fd >= 0 and record.revived and not record.killed:
+        if record.revived and record.killed:
+            self._ended(record, oom=False, how="")
+        elif record.revived:
             self._lay_down(record)
         else:
             self._forget(record)
+            for request_id in record.kill_requests:
+                self._reply(request_id, existed=True)
         if record.create_request is not None:
             self._reply(record.create_request, error=message, kind="SandboxStartError")
             record.create_request = None
-        for request_id in record.kill_requests:
-            self._reply(request_id, existed=True)
 
     def _forget(self, record: SandboxRecord) -> None:
         lifecycle.end_helper(record)
