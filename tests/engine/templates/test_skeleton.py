@@ -38,8 +38,9 @@ def test_modes_and_owners(tree: Path) -> None:
     assert stat.S_IMODE((tree / "tmp").stat().st_mode) == 0o1777
     assert stat.S_IMODE((tree / "var/tmp").stat().st_mode) == 0o1777
     assert stat.S_IMODE((tree / "code").stat().st_mode) == 0o777
-    assert stat.S_IMODE((tree / "root").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tree / "root").stat().st_mode) == 0o775
     if os.geteuid() == 0:
+        assert ((tree / "root").stat().st_uid, (tree / "root").stat().st_gid) == (0, 1000)
         assert (tree / "home/user").stat().st_uid == 1000
         assert (tree / "home/user/.bashrc").stat().st_gid == 1000
         assert (tree / "etc/passwd").stat().st_uid == 0

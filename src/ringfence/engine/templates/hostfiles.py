@@ -2,7 +2,7 @@
 a secret.
 
 Taken are: certificates, the dynamic linker's cache, links of the alternatives system, tables of numbers and
-types, settings of fontconfig and Java. A file is taken only when it belongs to root and everybody on the
+types, settings of fontconfig, Java and R. A file is taken only when it belongs to root and everybody on the
 host may read it.
 """
 
@@ -33,7 +33,7 @@ _CA_LINKS = (
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\n")
 
 _FILES = ("ld.so.cache", "ld.so.conf", "mime.types", "protocols", "services")
-_TREES = ("ld.so.conf.d", "fonts", "java-*-openjdk")
+_TREES = ("ld.so.conf.d", "fonts", "java-*-openjdk", "R")
 _SECRET_NAME = re.compile(r"password|passwd|access|secret|key", re.IGNORECASE)
 _LARGEST = 4 << 20
 

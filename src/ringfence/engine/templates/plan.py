@@ -10,14 +10,15 @@ from ringfence.engine.templates.cache import digest
 
 @dataclass(frozen=True)
 class Node:
-    """One entry. `content` is a file's bytes, a link's target, or None for a directory. `owner` is uid and
-    gid.
+    """One entry. `content` is a file's bytes, a link's target, or None for a directory. `owner` is uid,
+    and gid unless `group` says otherwise.
     """
 
     kind: str
     mode: int
     owner: int
     content: bytes = b""
+    group: int | None = None
 
 
 class Plan:
@@ -28,9 +29,9 @@ class Plan:
     def __init__(self) -> None:
         self._nodes: dict[PurePosixPath, Node] = {PurePosixPath("/"): Node("directory", 0o755, 0)}
 
-    def directory(self, path: str, mode: int = 0o755, owner: int = 0) -> None:
+    def directory(self, path: str, mode: int = 0o755, owner: int = 0, group: int | None = None) -> None:
         """Plan a directory."""
-        self._put(path, Node("directory", mode, owner))
+        self._put(path, Node("directory", mode, owner, group=group))
 
     def file(self, path: str, content: bytes, mode: int = 0o644, owner: int = 0) -> None:
         """Plan a regular file."""
@@ -55,7 +56,8 @@ class Plan:
             place = root / path.relative_to("/")
             _WRITERS[node.kind](place, node)
             if os.geteuid() == 0:
-                os.chown(place, node.owner, node.owner, follow_symlinks=False)
+                group = node.owner if node.group is None else node.group
+                os.chown(place, node.owner, group, follow_symlinks=False)
 
     def _put(self, path: str, node: Node) -> None:
         place = PurePosixPath(path)

@@ -118,7 +118,9 @@ def _add_own_files(plan: Plan) -> None:
 
 
 def _add_homes(plan: Plan) -> None:
-    plan.directory("/root", 0o700)
+    # E2B's kernels are root's, and programs give them /root as directory; ours are the user's, who may be
+    # root at any time by sudo.
+    plan.directory("/root", 0o775, group=USER_ID)
     plan.directory("/home/user", 0o755, USER_ID)
     plan.directory("/code", 0o777)
     for directory, owner in (("/etc/skel", 0), ("/root", 0), ("/home/user", USER_ID)):

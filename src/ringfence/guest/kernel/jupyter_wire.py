@@ -57,6 +57,7 @@ class Client:
         self._files = tempfile.mkdtemp(prefix="kernel-")
         self._said = bytearray()
         self._forward = False
+        self._tells_all = False
         self._pipes: dict[int, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
@@ -145,6 +146,7 @@ class Client:
                     if message["header"]["msg_type"] == "kernel_info_reply":
                         replied = True
                         info = message["content"].get("language_info") or {}
+                        self._tells_all = message["content"].get("implementation") == "ipython"
                         self.language = str(info.get("name", self.language)).lower()
 
     def interrupt(self) -> None:
@@ -185,7 +187,10 @@ class Client:
     # What it prints
 
     def forward_output(self) -> None:
-        """From now on, what the process prints goes to our own output; what it said so far is forgotten."""
+        """From now on, what the process prints goes to our own output; what it said so far is forgotten.
+
+        Not that of ipykernel, which also sends it as messages.
+        """
         self._forward = True
 
     def drain_output(self) -> None:
@@ -202,7 +207,7 @@ class Client:
                 del self._pipes[fd]
                 os.close(fd)
             elif self._forward:
-                while data:
+                while data and not self._tells_all:
                     data = data[os.write(self._pipes[fd], data) :]
             else:
                 self._said = (self._said + data)[-_SAID:]
