@@ -31,10 +31,12 @@ def test_a_working_backend(tmp_path: Path, server: Any) -> None:
 
 
 def test_the_embedded_backend(tmp_path: Path) -> None:
-    ended = doctor(tmp_path, RINGFENCE_TEMPLATE="base")
+    ended = doctor(tmp_path, "--quick", RINGFENCE_TEMPLATE="base")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "backend: local" in ended.stdout
     assert "isolation: " in ended.stdout
+    assert "attacks contained: " in ended.stdout
+    assert "got through" not in ended.stdout
 
 
 def test_a_wrong_key_is_told(tmp_path: Path, server: Any) -> None:

@@ -1,34 +1,56 @@
-"""``ringfence doctor``: what would be used, whether it works, and which layers of isolation are in force."""
+"""``ringfence doctor``: what would be used, whether it works, which layers hold, and what attacks show."""
 
 import asyncio
 import json
 import platform
 import time
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from ringfence import __version__
 from ringfence.cli.leaving import leave
 
+_ATTACKED_TEMPLATE = "base"
+
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
+@click.option(
+    "--quick", is_flag=True, help="Run the essential attacks only, as a server does when it starts."
+)
+@click.option(
+    "--level",
+    type=click.Choice(["best-effort", "standard", "strict"]),
+    default="best-effort",
+    help="Isolation that is wanted, at least.",
+)
+def command(as_json: bool, quick: bool, level: str) -> None:
     """Say which backend is used, whether it works, and how it isolates.
 
-    Opens the backend, runs a line of Python in a fresh sandbox and ends it. Exit status 0: it works; 1: it
-    does not.
+    Opens the backend, runs a line of Python in a fresh sandbox and ends it. Where sandboxes run on this
+    machine they are also attacked from within. Exit status 0: it works; 1: it does not; 2: it works, but an
+    attack got through or less isolation than --level is in force.
     """
-    report = asyncio.run(_examine())
+    report = asyncio.run(_examine("essential" if quick else "all"))
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         click.echo("\n".join(_as_text(report)))
-    leave(0 if report["works"] else 1)
+    leave(_status(report, level) if report["works"] else 1)
 
 
-async def _examine() -> dict[str, Any]:
+def _status(report: dict[str, Any], wanted: str) -> int:
+    from ringfence.engine.isolation_report import LEVELS
+
+    if report["isolation"] is None:
+        return 0
+    proven = report["proof"] is None or report["proof"]["contained"] == report["proof"]["total"]
+    level = report["isolation"].get("level")
+    return 0 if level in LEVELS[LEVELS.index(wanted) :] and proven else 2
+
+
+async def _examine(which: Literal["essential", "all"]) -> dict[str, Any]:
     from ringfence.core.config import load_settings
     from ringfence.core.errors import RingfenceError
     from ringfence.integrations.backend import open_backend
@@ -41,6 +63,7 @@ async def _examine() -> dict[str, Any]:
         "works": False,
         "error": None,
         "isolation": None,
+        "proof": None,
         "times_s": {},
     }
     started = time.monotonic()
@@ -53,9 +76,28 @@ async def _examine() -> dict[str, Any]:
             report["template"] = backend.template or "default"
             report["isolation"] = backend.isolation
             await _try_a_sandbox(backend, report)
+        if report["backend"] == "local" and report["works"]:
+            report["proof"] = await _attack(which)
     except RingfenceError as error:
         report["error"] = str(error)
     return report
+
+
+async def _attack(which: Literal["essential", "all"]) -> dict[str, Any]:
+    """Attack a sandbox of an engine of our own, whose environment holds a word to look for."""
+    import os
+    import secrets
+
+    from ringfence.engine.engine import Engine
+    from ringfence.engine.proof.battery import run_probes
+    from ringfence.engine.settings import EngineSettings
+
+    canary = os.environ["RINGFENCE_DOCTORS_WORD"] = secrets.token_hex(20)
+    engine = await Engine.start(EngineSettings(templates=(_ATTACKED_TEMPLATE,)))
+    try:
+        return (await run_probes(engine, _ATTACKED_TEMPLATE, which, canary)).as_dict()
+    finally:
+        await engine.aclose()
 
 
 async def _try_a_sandbox(backend: Any, report: dict[str, Any]) -> None:
@@ -96,10 +138,29 @@ def _as_text(report: dict[str, Any]) -> list[str]:
     if report["isolation"] is not None:
         lines += ["", f"isolation: {report['isolation'].get('level', 'unknown')}"]
         lines += _layers(report["isolation"].get("layers", []))
+        lines += _attacks(report["proof"]) if report["proof"] else []
     elif report["backend"] == "e2b" and report["works"]:
         lines.append("isolation: E2B's own (one microVM per sandbox); it is not reported")
     lines += ["", "It works." if report["works"] else f"It does not work: {report['error']}"]
     return lines
+
+
+def _attacks(proof: dict[str, Any]) -> list[str]:
+    """Contained and tried by category; each that got through, or did not apply, by name."""
+    counts: dict[str, list[int]] = {}
+    named = []
+    for finding in proof["findings"]:
+        count = counts.setdefault(finding["category"], [0, 0])
+        if finding["verdict"] != "not applicable":
+            count[0] += finding["verdict"] == "contained"
+            count[1] += 1
+        if finding["verdict"] != "contained":
+            named.append(
+                f"  {finding['verdict']}: {finding['attack']} as {finding['who']}: {finding['evidence']}"
+            )
+    lines = ["", f"attacks contained: {proof['contained']} of {proof['total']}, in {proof['seconds']:.1f} s"]
+    lines += [f"  {name:<18} {contained:>3} of {total}" for name, (contained, total) in counts.items()]
+    return lines + named
 
 
 def _layers(layers: list[dict[str, Any]]) -> list[str]:

@@ -43,7 +43,8 @@ class Engine:
         self._sandboxes: dict[str, Sandbox] = {}
         self._starting: set[str] = set()
         self._exit_listeners: list[Callable[[Exit], None]] = []
-        self._isolation = IsolationReport.from_launcher([])
+        self.isolation = IsolationReport.from_launcher([])
+        """The layers of isolation and whether each is in force; `proof.startup` adds what attacks showed."""
         self._specs: dict[str, SandboxSpec] = {}
         self._built = BuiltTemplates(link)
         self._freeze_remedy: str | None = None
@@ -80,7 +81,7 @@ class Engine:
             "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
             snapshot_dir=str(snapshots.absolute()) if snapshots else None,
         )  # fmt: skip
-        self._isolation = IsolationReport.from_launcher(answer["isolation"])
+        self.isolation = IsolationReport.from_launcher(answer["isolation"])
         self._freeze_remedy = None if answer["can_freeze"] else answer["freeze_remedy"]
 
     async def _warm(self, template: Template) -> None:
@@ -112,11 +113,6 @@ class Engine:
     def ceiling(self) -> Limits:
         """The most any one sandbox may ask for."""
         return self._settings.ceiling
-
-    @property
-    def isolation(self) -> IsolationReport:
-        """The layers of isolation and whether each is in force."""
-        return self._isolation
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         """The running sandbox with this id."""

@@ -1,11 +1,23 @@
-"""The account of isolation that `doctor`, the health endpoint and every result give."""
+"""The account of isolation that `doctor`, the health endpoint and every result give.
 
-from dataclasses import dataclass
-from typing import Any
+The levels, strongest first (see docs/reference/ISOLATION.md):
 
-_ESSENTIAL_MISSING = "best-effort"
-_SOME_MISSING = "standard"
-_ALL_IN_FORCE = "strict"
+- ``strict``: every layer is in force, and every attack that was tried was contained;
+- ``standard``: the same but for private host ids or Landlock, which an ordinary user or an old kernel lack;
+- ``best-effort``: sandboxes are apart from the host and each other; their limits are not all enforced;
+- ``none``: an attack got through. A server refuses to start with it, whatever was asked for.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Level = Literal["none", "best-effort", "standard", "strict"]
+LEVELS: tuple[Level, ...] = ("none", "best-effort", "standard", "strict")
+"""Weakest first."""
+_SECOND_BARRIERS = frozenset({"private host ids", "Landlock"})
+"""Layers behind others: without them a sandbox is still separate and limited."""
+LIMITS = "limits"
+"""The category of attacks that a host without cgroups may not contain."""
 
 
 @dataclass(frozen=True)
@@ -19,27 +31,68 @@ class LayerStatus:
 
 
 @dataclass(frozen=True)
+class Breach:
+    """An attack that got through: its name, its category, and the evidence."""
+
+    attack: str
+    category: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the attacks of the start-up have shown: how many were contained, of how many that apply.
+
+    cached: whether they were run by an earlier start on this kernel with this version.
+    """
+
+    contained: int
+    total: int
+    breaches: tuple[Breach, ...]
+    cached: bool
+
+
+@dataclass(frozen=True)
 class IsolationReport:
-    """All layers and what they add up to."""
+    """All layers and what they add up to. proof: None until attacks were run."""
 
     layers: tuple[LayerStatus, ...]
+    proof: Proof | None = None
 
     @classmethod
     def from_launcher(cls, layers: list[dict[str, Any]]) -> "IsolationReport":
         """Read the launcher's account."""
         return cls(tuple(LayerStatus(**layer) for layer in layers))
 
-    @property
-    def level(self) -> str:
-        """``strict``.
+    def with_proof(self, proof: Proof) -> "IsolationReport":
+        """The same with what attacks have shown."""
+        return replace(self, proof=proof)
 
-        Every layer is in force. ``standard``: all but private ids or Landlock. Else ``best-effort``.
-        """
-        missing = [layer.name for layer in self.layers if not layer.in_force]
-        if not missing:
-            return _ALL_IN_FORCE
-        return _ESSENTIAL_MISSING if any("cgroup" in name for name in missing) else _SOME_MISSING
+    @property
+    def level(self) -> Level:
+        """What the layers and the attacks add up to; see the module."""
+        breaches = self.proof.breaches if self.proof else ()
+        if any(breach.category != LIMITS for breach in breaches):
+            return "none"
+        missing = {layer.name for layer in self.layers if not layer.in_force}
+        if breaches or missing - _SECOND_BARRIERS:
+            return "best-effort"
+        return "standard" if missing else "strict"
+
+    def shortfall(self) -> str:
+        """What keeps the level down, with remedies: one sentence, empty when nothing does."""
+        parts = [
+            f"{layer.name}: {layer.detail}" + (f" ({layer.remedy})" if layer.remedy else "")
+            for layer in self.layers
+            if not layer.in_force
+        ]
+        breaches = self.proof.breaches if self.proof else ()
+        parts += [f"the attack {breach.attack!r} got through: {breach.evidence}" for breach in breaches]
+        return "; ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"level": self.level, "layers": [vars(layer) for layer in self.layers]}
+        proof = None
+        if self.proof is not None:
+            proof = {**vars(self.proof), "breaches": [vars(breach) for breach in self.proof.breaches]}
+        return {"level": self.level, "layers": [vars(layer) for layer in self.layers], "proof": proof}

@@ -17,10 +17,11 @@ from typing import Any
 import uvicorn
 
 from ringfence import __version__
-from ringfence.core.errors import ConfigurationError, IsolationError
+from ringfence.core.errors import ConfigurationError
 from ringfence.core.log import configure_logging
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.engine import Engine
+from ringfence.engine.proof.startup import prove, require_level
 from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.server.app import App
 from ringfence.server.keys import keep_key, load_keys
@@ -38,7 +39,6 @@ from ringfence.server.tls import Certificate, make_certificate, own_certificate
 
 logger = logging.getLogger(__name__)
 
-_LEVELS = ("best-effort", "standard", "strict")
 _KEEP_ALIVE_SECONDS = 620
 """Longer than any SDK keeps an idle connection, so that it is never the server that closes one in use."""
 _GRACE_SECONDS = 3
@@ -95,7 +95,8 @@ class _Serving:
             if engine is None:
                 return 0
             try:
-                self._check_level(engine)
+                report = await prove(engine, self._engine_settings().cache_dir)
+                require_level(report, self._settings.level)
                 stack.enter_context(contextlib.closing(snapshot_store := SnapshotStore(self._database)))
                 snapshots = Snapshots(engine, snapshot_store, self._settings.max_snapshots)
                 registry = self._registry(engine, snapshots)
@@ -209,18 +210,6 @@ class _Serving:
     def _domain(self) -> str:
         """Without a domain of the operator's: names under localhost, which browsers take for loopback."""
         return self._settings.domain or f"localhost:{self._listener.getsockname()[1]}"
-
-    def _check_level(self, engine: Engine) -> None:
-        level, wanted = engine.isolation.level, self._settings.level
-        if _LEVELS.index(level) < _LEVELS.index(wanted):
-            missing = "; ".join(
-                f"{layer.name}: {layer.detail} ({layer.remedy})"
-                for layer in engine.isolation.layers
-                if not layer.in_force
-            )
-            raise IsolationError(
-                f"isolation level {wanted} was asked for, but {level} is in force: {missing}"
-            )
 
     def _announce(self, engine: Engine, store: Store, made_key: str | None) -> None:
         """Say that the server is ready: to people on stdout, to the program that started it on `ready_fd`."""
