@@ -282,6 +282,21 @@ class Engine:
         answer = await self._link.call("snapshot", id=sandbox_id, name=name)
         return int(answer["bytes"])
 
+    async def unpack(self, name: str, archive: int | None, files: dict[str, str] | None = None) -> None:
+        """Apply the tar archive behind a descriptor, a layer of an image, to the snapshot `name`.
+
+        The first layer makes it. Without an archive the image is finished: it gets what a sandbox needs, and
+        `files` (path to text) that it lacks. Its tree is `snapshot_tree`. Raises TemplateError.
+        """
+        descriptors = () if archive is None else (archive,)
+        await self._link.call("unpack", *descriptors, name=name, files=files or {})
+
+    def snapshot_tree(self, name: str) -> Path:
+        """Where the root directory of the snapshot `name` lies on the host."""
+        if self._settings.snapshot_dir is None:
+            raise TemplateError("this engine keeps no snapshots")
+        return self._settings.snapshot_dir.absolute() / name / "0"
+
     def snapshots_in_use(self) -> set[str]:
         """The snapshots that sandboxes have been, or are being, started from and that must stay."""
         return {name for spec in self._specs.values() for name in spec.snapshots}

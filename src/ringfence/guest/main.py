@@ -69,7 +69,7 @@ async def _serve(
     reaper.start()
     write_marks(config)
     SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
-    kernels = KernelPool(config, NurseryClient(nursery), meter)
+    kernels = KernelPool(config, _nursery(config, nursery), meter)
     services = {
         ENVD_PORT: envd.build(config, reaper),
         INTERPRETER_PORT: interpreter.build(config, kernels),
@@ -83,6 +83,14 @@ async def _serve(
     listeners = [http, *_loopback_listeners()]
     async with await tunnel.serve(tunnels):
         await server.serve(sockets=listeners)
+
+
+def _nursery(config: GuestConfig, sock: socket.socket) -> NurseryClient:
+    if config.python:
+        return NurseryClient(sock)
+    return NurseryClient(
+        sock, "this template runs commands only: it was built from an image and has no kernels"
+    )
 
 
 def _uvicorn(app: PortDispatch) -> uvicorn.Config:

@@ -186,6 +186,7 @@ class _Serving:
             registry,
             data_dir=self._settings.data_dir,
             image_dir=self._settings.image_dir,
+            registries=self._settings.image_registries,
             ceiling=engine.ceiling,
             max_upload=self._settings.max_upload_mb << 20,
         )

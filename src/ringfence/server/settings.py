@@ -45,6 +45,9 @@ class ServeSettings(BaseSettings):
     image_dir: Path | None = Field(
         None, description="Directory whose OCI layouts and image archives templates may be built from."
     )
+    image_registries: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Registries (host or host:port) that may be used though their addresses are private."
+    )
     level: Literal["best-effort", "standard", "strict"] = Field(
         "best-effort", description="Isolation that must be in force, at least, for the server to start."
     )
@@ -84,7 +87,14 @@ class ServeSettings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 
-    @field_validator("allowed_hosts", "templates", "network_allow_private", "network_hosts", mode="before")
+    @field_validator(
+        "allowed_hosts",
+        "templates",
+        "image_registries",
+        "network_allow_private",
+        "network_hosts",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -23,6 +23,7 @@ from ringfence.engine.isolation import disk, linux, userns
 from ringfence.engine.launcher import treecopy
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
+from ringfence.engine.launcher.unpack import Unpacker, add_users_and_places, leave_the_host
 
 Reply = Callable[..., None]
 _MAX_ANSWER = 4096
@@ -118,6 +119,42 @@ class Lifecycle:
         self._selector.register(
             answer, selectors.EVENT_READ, lambda: self._on_erased(request_id, answer, because)
         )
+
+    def unpack(self, request_id: int, name: str, archive: int | None, files: dict[str, str]) -> None:
+        """Apply an image's layer to layer 0 of the snapshot `name`; without one, finish it with `files`."""
+        directory = f"{self.snapshot_path(name)}/0"
+        Path(directory).mkdir(0o755, parents=True, exist_ok=True)
+        namespace = userns.create(self._host.ids.template_maps(userns.MAX_TEMPLATES - 1))
+        single = self._host.ids.single
+        try:
+            target = _open_target(directory, namespace if self._host.idmap else None)
+            needed = [namespace, target, *([archive] if archive is not None else [])]
+
+            def work() -> dict[str, int]:
+                if not single:
+                    os.setgroups([])
+                leave_the_host(namespace, target)
+                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with the change of ids
+                unpacker = Unpacker(single)
+                if archive is not None:
+                    unpacker.apply(archive)
+                else:
+                    add_users_and_places(single, files)
+                return {"bytes": unpacker.written, "entries": unpacker.entries}
+
+            answer, _ = self._in_child(work, *needed)
+            os.close(target)
+        finally:
+            os.close(namespace)
+        self._selector.register(answer, selectors.EVENT_READ, lambda: self._on_unpacked(request_id, answer))
+
+    def _on_unpacked(self, request_id: int, answer: int) -> None:
+        result = self._finish(answer)
+        if "error" in result:
+            text = f"the image cannot be unpacked: {result['error']}"
+            self._reply(request_id, error=text, kind="TemplateError")
+        else:
+            self._reply(request_id, **result["result"])
 
     def _start_copy(self, record: SandboxRecord, directory: str) -> tuple[int, int]:
         overlays = len(record.template.description["layers"])

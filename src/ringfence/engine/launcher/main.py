@@ -13,6 +13,7 @@ ends when the engine's end of the channel closes, and everything it started ends
 - ``stats`` (id): memory, processor and process counts;
 - ``freeze``, ``thaw`` (id): let all of its processes stand still, let them go on;
 - ``suspend`` (id): end its processes and keep its files; ``revive`` (as ``create``): start again on them;
+- ``unpack`` (name, files, a layer's archive): add an image's layer to a snapshot of nothing;
 - ``snapshot`` (id, name), ``erase`` (name): copy a sandbox's layers, remove such a copy.
 
 A refused request is answered with ``error`` and ``kind``; the end of a sandbox is announced as the event
@@ -215,6 +216,10 @@ class Launcher:
 
     def _verb_snapshot(self, request_id: int, request: dict[str, Any]) -> None:
         self._ready_lifecycle().snapshot(request_id, self._record(request["id"]), request["name"])
+
+    def _verb_unpack(self, request_id: int, request: dict[str, Any]) -> None:
+        archive = request["fds"][0] if request["fds"] else None
+        self._ready_lifecycle().unpack(request_id, request["name"], archive, request["files"])
 
     def _verb_erase(self, request_id: int, request: dict[str, Any]) -> None:
         self._ready_lifecycle().erase(request_id, request["name"])

@@ -32,8 +32,10 @@ class Forked:
 class NurseryClient:
     """Requests to the nursery over `sock`, a SEQPACKET socket made by whoever started both."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, absent: str = "the nursery is gone") -> None:
+        """Talk over `sock`. `absent` is what to say when nobody is at its other end."""
         sock.setblocking(False)
+        self._absent = absent
         self._socket = sock
         self._ids = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Forked]] = {}
@@ -76,7 +78,7 @@ class NurseryClient:
             self._socket.sendmsg([packet], rights)
         except OSError as error:
             del self._waiting[request_id]
-            raise KernelStartError(f"the nursery is gone: {error.strerror}") from error
+            raise KernelStartError(self._absent) from error
         return await answer
 
     def close(self) -> None:
@@ -88,7 +90,7 @@ class NurseryClient:
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         if self._closed:
-            raise KernelStartError("the nursery is gone")
+            raise KernelStartError(self._absent)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._socket.fileno(), self._readable)

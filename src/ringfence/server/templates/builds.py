@@ -164,7 +164,7 @@ class Builds:
         if any(not task.done() for task in self._running.values()):
             return  # a build may be using any of them; its end comes here again
         self._store.hide_old_layers(time.time() - _UNUSED_LAYERS_SECONDS)
-        used = {name for template in [*self._engine.built, *self._live()] for name in template.snapshots}
+        used = self._used_layers()
         for snapshot in self._store.hidden_layers():
             if snapshot in used:
                 continue
@@ -174,6 +174,13 @@ class Builds:
                 logger.warning("could not remove a layer of a template: %s", error)
                 continue
             self._store.remove_layer(snapshot)
+
+    def _used_layers(self) -> set[str]:
+        """The snapshots that templates and sandboxes have, those of their images included."""
+        templates = [*self._engine.built, *self._live()]
+        roots = {template.root for template in templates}
+        images = {template.template_id for template in self._engine.built if template.key in roots}
+        return images | {name for template in templates for name in template.snapshots}
 
     async def close(self) -> None:
         """Stop every build."""

@@ -1,5 +1,6 @@
 """Everything about templates that one server has, put together."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +21,7 @@ class TemplateService:
     """Templates of one server: store, catalog, uploads and builds.
 
     data_dir: where they are kept. image_dir: from where local images may be taken; None: from nowhere.
+    registries: hosts images may be pulled from though their addresses are private.
     ceiling: the most a template's sandboxes may have. max_upload: of one archive, in bytes.
     """
 
@@ -30,6 +32,7 @@ class TemplateService:
         *,
         data_dir: Path,
         image_dir: Path | None,
+        registries: Collection[str],
         ceiling: Limits,
         max_upload: int,
     ) -> None:
@@ -38,7 +41,7 @@ class TemplateService:
         self.store = TemplateStore(data_dir / "ringfence.db")
         self.uploads = Uploads(data_dir / "template-files", max_upload)
         self.catalog = Catalog(engine, self.store)
-        images = ImageStore(engine, data_dir / "images", image_dir)
+        images = ImageStore(engine, self.store, data_dir / "images", image_dir, registries)
         self.builds = Builds(
             engine,
             self.store,
