@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -108,7 +109,7 @@ def _cells(entries: Iterable[Entry]) -> Iterable[dict[str, Any]]:
 
 def _source(entry: Entry) -> str:
     if entry.kind == "install":
-        return "%pip install " + " ".join(entry.text.split("\n"))
+        return "%pip install " + shlex.join(entry.text.split("\n"))
     if entry.kind == "command":
         where = f"cd {entry.cwd}\n" if entry.cwd else ""
         return f"%%bash\n{where}{entry.text}"

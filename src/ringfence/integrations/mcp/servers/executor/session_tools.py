@@ -25,11 +25,17 @@ class SessionTools(Tools):
         return await self._made(session, await self._with_packages(session, names, beat))
 
     async def fork_session(self, session_id: str | None, beat: Beat) -> CallToolResult:
-        """A copy of a session, with its variables, files and processes; both go on independently."""
+        """A copy of a session: its files, and where the backend can its variables."""
         session = await self.sessions.get(session_id, beat.note, make=False)
         async with self._trouble(session), session.lock:
             fork = await self.sessions.fork(session)
-        return await self._made(fork, f" It is a copy of {session.handle} as it was now.")
+        text = f" Its files are those of {session.handle}."
+        if fork.restarted:
+            text += (
+                " Variables were NOT copied (this backend copies files only): run the cells that define what "
+                "is needed again."
+            )
+        return await self._made(fork, text)
 
     async def _with_packages(self, session: Session, names: list[str], beat: Beat) -> str:
         if not names:

@@ -294,7 +294,10 @@ class Sessions:
         if isinstance(made, Exception):
             raise ToolError(f"The fork could not be started: {made}") from made
         fork = self._admit(made, session.journal.copy(), None)
-        fork.last_count, fork.restarted = session.last_count, session.restarted
+        # Some backends copy memory, some files only; the kernel's own count of its cells tells.
+        probe = await made.run_code("pass", request_timeout=self._settings.request_timeout)
+        fork.last_count = probe.execution_count or 0
+        fork.restarted = session.restarted or fork.last_count <= session.last_count
         await fork.watch.look(made)
         return fork
 
