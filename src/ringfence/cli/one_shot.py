@@ -20,6 +20,7 @@ from e2b_code_interpreter import AsyncSandbox, OutputMessage
 from ringfence.core.config import Settings
 from ringfence.core.errors import BackendError
 from ringfence.integrations.backend import Backend, open_backend
+from ringfence.integrations.network import network_options
 
 HOME = PurePosixPath("/home/user")
 _WORK = "/tmp/.ringfence-run"  # noqa: S108 - in the sandbox
@@ -34,7 +35,7 @@ _MAX_PICTURE = 64 * 1024 * 1024
 class OneShot:
     """What to run. `files` are (host, inside) and `outputs` (inside, host) paths; None means the same name.
 
-    exec_timeout: seconds the script may take.
+    exec_timeout: seconds the script may take. network: what it may reach, see `network_options`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class OneShot:
     outputs: tuple[tuple[str, str | None], ...]
     figures: Path
     exec_timeout: float
+    network: str | None = None
 
 
 async def run_one_shot(job: OneShot, settings: Settings) -> int:
@@ -68,7 +70,12 @@ def _end_on_sigterm() -> None:
 @contextlib.asynccontextmanager
 async def _sandbox(backend: Backend, job: OneShot) -> AsyncIterator[AsyncSandbox]:
     lease = int(min(job.exec_timeout + 120, 86_400))
-    sandbox = await AsyncSandbox.create(template=backend.template, timeout=lease, **backend.sdk_options())
+    sandbox = await AsyncSandbox.create(
+        template=backend.template,
+        timeout=lease,
+        **network_options(job.network, backend.name),
+        **backend.sdk_options(),
+    )
     try:
         yield sandbox
     finally:

@@ -29,6 +29,9 @@ import click
 )
 @click.option("--template", help="Template of the sandbox.")
 @click.option(
+    "--network", help="What it may reach: none, packages, internet, or names and blocks separated by commas."
+)
+@click.option(
     "--timeout",
     "exec_timeout",
     type=click.FloatRange(0, 86_400, min_open=True),
@@ -44,6 +47,7 @@ def command(
     outputs: tuple[str, ...],
     figures: Path,
     template: str | None,
+    network: str | None,
     exec_timeout: float,
     script: str | None,
     args: tuple[str, ...],
@@ -76,6 +80,7 @@ def command(
         outputs=tuple(_pair(text) for text in outputs),
         figures=figures,
         exec_timeout=exec_timeout,
+        network=network,
     )
     settings = load_settings()
     if template is not None:

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     )
     """Host directories that MCP tools may read and write, separated by ``:``. None: the working
     directory, if safe."""
+    mcp_network: str = Field("packages", validation_alias="RINGFENCE_MCP_NETWORK")
+    """What MCP sessions may reach: ``none``, ``packages``, ``internet``, or names and blocks by commas."""
     mcp_structured: Literal["auto", "always", "never"] = Field(
         "auto", validation_alias="RINGFENCE_MCP_STRUCTURED"
     )

@@ -75,12 +75,20 @@ def _limits(facts: "Facts | None") -> str:
     return f" The sandbox has {', '.join(parts)}." if parts else ""
 
 
+def _network(settings: Settings) -> str:
+    return {
+        "none": " It has no network.",
+        "packages": " Of the network it reaches package indexes only (pip install works).",
+        "internet": "",
+    }.get(settings.mcp_network, f" Of the network it reaches only: {settings.mcp_network}.")
+
+
 def descriptions(
     settings: Settings, facts: "Facts | None" = None, *, over_http: bool = False
 ) -> dict[str, str]:
     """A description for every tool, by name. `facts` are None until there was a sandbox."""
     limit = f"{settings.exec_timeout:g}"
-    offline = facts is not None and facts.network is False
+    offline = settings.mcp_network == "none" or (facts is not None and facts.network is False)
     return {
         "execute_code": (
             f"Run Python (IPython) in {_place(settings)}. State persists: variables, imports and files of "
@@ -89,7 +97,8 @@ def descriptions(
             f"a notebook, with stdout, stderr and the traceback of an exception; matplotlib, plotly and PIL "
             f"pictures come back as images (call plt.show() or leave the figure last). Long output is cut to "
             f"its head and tail, the whole is kept in a file of the sandbox. The working directory is "
-            f"/home/user. {_installed(facts)}{_limits(facts)} After timeout_s (default {limit}) the code is "
+            f"/home/user. {_installed(facts)}{_limits(facts)}{_network(settings)} "
+            f"After timeout_s (default {limit}) the code is "
             f"interrupted and variables are kept. Work that takes longer than {settings.mcp_patience:g} s "
             f"goes "
             f"on while the call answers with its execution_id for get_execution; background=true answers at "

@@ -26,6 +26,7 @@ from ringfence.integrations.mcp.servers.executor.jobs import Job
 from ringfence.integrations.mcp.servers.executor.journal import Journal, JournalStore, OnLoss
 from ringfence.integrations.mcp.servers.executor.replay import replay
 from ringfence.integrations.mcp.servers.executor.session import Loss, Session
+from ringfence.integrations.network import network_options
 
 _log = logging.getLogger(__name__)
 
@@ -204,6 +205,7 @@ class Sessions:
                 timeout=self._settings.lease,
                 envs=journal.envs,
                 metadata={"ringfence.client": "mcp"},
+                **network_options(self._settings.mcp_network, backend.name),
                 **backend.sdk_options(),
             )
         except (SandboxException, AuthenticationException, RateLimitException, httpx.HTTPError) as error:

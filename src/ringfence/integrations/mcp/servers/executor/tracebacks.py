@@ -69,7 +69,7 @@ def hint_for(name: str, value: str, *, state_was_lost: bool = False) -> str | No
     if name == "FileNotFoundError":
         return "Relative paths start at /home/user; list_files shows what is there, upload_file adds a file."
     if name in ("gaierror", "URLError", "ConnectionError", "ConnectTimeout", "NameResolutionError"):
-        return "The sandbox has no network access, or not to this host."
+        return "When the sandbox may not reach a host, a [network: ...] line on stderr says so and why."
     if name == "EOFError":
         return "There is no standard input in the sandbox; give values in the code."
     return None
