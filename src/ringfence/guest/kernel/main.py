@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from . import bash, javascript, jupyter, streams
 from .channel import Channel
+from .fonts import add_fallback_fonts
 from .images import show_images
 from .imports import when_imported
 from .interrupts import Interrupts
@@ -42,6 +43,7 @@ def run(control: int) -> NoReturn:
     _clean_path()
     when_imported("PIL.Image", show_images)
     when_imported("plotly.io", show_plots)
+    when_imported("matplotlib.font_manager", add_fallback_fonts)
     shell = KernelShell.instance() if KernelShell.initialized() else KernelShell.make()
     Kernel(channel, shell, interrupts).serve()
     with contextlib.suppress(BaseException):
