@@ -18,7 +18,7 @@ from ringfence.core.errors import (
 )
 from ringfence.engine.built import BuiltTemplates, description_of
 from ringfence.engine.isolation_report import IsolationReport
-from ringfence.engine.link import LauncherLink
+from ringfence.engine.link import LauncherLink, sweep
 from ringfence.engine.model import Exit, Limits, NetworkRules, Sandbox, SandboxSpec, Stats, Template
 from ringfence.engine.network import Network, NetworkListener
 from ringfence.engine.runtime_dir import make_runtime_dir, remove_runtime_dir
@@ -49,6 +49,8 @@ class Engine:
         self._built = BuiltTemplates(link)
         self._freeze_remedy: str | None = None
         self._network = Network(settings.network)
+        self.ended = asyncio.Event()
+        """Set when the launcher has died, and every sandbox with it: the engine is of no use any more."""
         link.on_event = self._on_event
 
     @classmethod
@@ -95,6 +97,8 @@ class Engine:
     async def aclose(self) -> None:
         """Kill every sandbox, end the launcher, remove the runtime directory."""
         await self._link.aclose()
+        if self.ended.is_set():
+            await sweep()
         await self._network.aclose()
         self._sandboxes.clear()
         await asyncio.to_thread(remove_runtime_dir, self._runtime_dir)
@@ -312,6 +316,7 @@ class Engine:
             self._network.forget(event["id"])
             self._tell(Exit(event["id"], event["reason"], event["detail"]))
         elif event.get("event") == "launcher-died":
+            self.ended.set()
             for sandbox_id in list(self._sandboxes):
                 del self._sandboxes[sandbox_id]
                 self._tell(Exit(sandbox_id, "exited", "the launcher died, and every sandbox with it"))

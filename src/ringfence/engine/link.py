@@ -16,6 +16,19 @@ _STOP_SECONDS = 20
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 
 
+async def sweep() -> None:
+    """Remove the cgroups of a launcher that could not do it itself, because it was killed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-m", "ringfence.engine.launcher.sweep", stdin=asyncio.subprocess.DEVNULL,
+        stdout=sys.stderr, env=_ENVIRONMENT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
 class LauncherLink:
     """Requests to the launcher and its events.
 

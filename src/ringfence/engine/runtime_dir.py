@@ -1,12 +1,14 @@
 """The directory of an engine's sockets: short, private, and swept when an engine died without cleaning up."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from ringfence.engine.isolation.cgroup_base import dead_engines, engine_group_name, is_alive
 
+_ENGINES_DIRECTORY = re.compile(r"ringfence-\d+-\d+")
 _LONGEST_PARENT = 40
 """Bytes that leave room for a socket's name: a Unix socket's path has 107 at most (unix(7))."""
 
@@ -31,7 +33,7 @@ def make_runtime_dir(path: Path | None) -> Path:
 def remove_runtime_dir(path: Path) -> None:
     """Remove a runtime directory, and the engine's own directory around it when nothing else is in it."""
     shutil.rmtree(path, ignore_errors=True)
-    if path.parent.name == engine_group_name():
+    if _ENGINES_DIRECTORY.fullmatch(path.parent.name):
         try:
             path.parent.rmdir()
         except OSError:  # another engine of this process still uses it

@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from ringfence import __version__
-from ringfence.core.errors import ConfigurationError
+from ringfence.core.errors import ConfigurationError, LauncherError
 from ringfence.core.log import configure_logging
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.engine import Engine
@@ -115,7 +115,7 @@ class _Serving:
                         allowed_hosts=self._settings.allowed_hosts,
                         max_body=self._settings.max_upload_mb << 20,
                     )
-                    await self._serve(app, registry, lambda: self._announce(engine, store, made_key))
+                    await self._serve(app, engine, registry, lambda: self._announce(engine, store, made_key))
                 await snapshots.close()
             finally:
                 await engine.aclose()
@@ -133,7 +133,7 @@ class _Serving:
             await (await starting).aclose()
         return None
 
-    async def _serve(self, app: App, registry: Registry, ready: Callable[[], None]) -> None:
+    async def _serve(self, app: App, engine: Engine, registry: Registry, ready: Callable[[], None]) -> None:
         server = _Server(
             uvicorn.Config(
                 app,
@@ -154,13 +154,19 @@ class _Serving:
         )
         listen(self._listener)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-        stopping = asyncio.create_task(self._stop.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop, engine.ended)]
         ready()
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        await registry.close()
+        await asyncio.wait((serving, *ends), return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if not engine.ended.is_set():
+            await registry.close()
         server.should_exit = True
         await serving
+        if engine.ended.is_set():
+            raise LauncherError(
+                "the launcher died, and every sandbox with it; the server ends. Start it again"
+            )
 
     def _engine_settings(self) -> EngineSettings:
         return EngineSettings(

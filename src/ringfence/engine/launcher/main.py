@@ -27,6 +27,7 @@ import selectors
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
@@ -36,6 +37,7 @@ from ringfence.engine.launcher.lifecycle import Lifecycle
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.sandboxes import Sandboxes
 from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
+from ringfence.engine.runtime_dir import remove_runtime_dir
 from ringfence.engine.zygote import channel
 
 _FIRST_SLOTS = 4
@@ -53,6 +55,7 @@ class Launcher:
         self._sandboxes: Sandboxes | None = None
         self._lifecycle: Lifecycle | None = None
         self._guest_pid = 0
+        self._runtime_dir: Path | None = None
         self._ending = False
 
     def run(self) -> None:
@@ -89,6 +92,8 @@ class Launcher:
                 break
         if self._host is not None:
             self._host.cgroups.remove()
+        if self._runtime_dir is not None:
+            remove_runtime_dir(self._runtime_dir)  # the engine does so too, unless it was killed
 
     def _reply(self, request_id: int, **answer: Any) -> None:
         self._announce({"reply": request_id, **answer})
@@ -107,6 +112,7 @@ class Launcher:
             channel.close_all(fds)
 
     def _verb_hello(self, request_id: int, request: dict[str, Any]) -> None:
+        self._runtime_dir = Path(request["runtime_dir"])
         self._host = Host.prepare(debug=request["debug"])
         self._guest_pid, guest = start_guest_zygote()
         self._sandboxes = Sandboxes(
