@@ -242,3 +242,11 @@ def test_contexts(server):
     assert (execution.text, execution.execution_count) == ("undefined", 1)
     sandbox.remove_code_context(context)
     assert [listed.language for listed in sandbox.list_code_contexts()] == ["python", "javascript"]
+
+
+def test_many_interrupts(server, run):
+    run("var kept = 0")
+    for code in ("while (true);", "await new Promise(() => {})", "for (;;) await 1") * 2:
+        [error] = errors(execute(server, f"kept += 1; {code}", timeout=0.2))
+        assert error["name"] == "TimeoutError"
+    assert run("kept").text == "6"
