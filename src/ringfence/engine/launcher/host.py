@@ -89,8 +89,18 @@ class Host:
 
     def _cgroups(self) -> list[dict[str, Any]]:
         driver = self.cgroups
+        instead = (
+            ""
+            if driver.available
+            else "; instead: rlimits of each process, and memory looked at ten times a second"
+        )
         return [
-            _layer("cgroup limits: memory, processes, CPU", driver.available, driver.detail, driver.remedy)
+            _layer(
+                "cgroup limits: memory, processes, CPU",
+                driver.available,
+                driver.detail + instead,
+                driver.remedy,
+            )
         ]
 
 

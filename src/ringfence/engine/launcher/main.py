@@ -36,6 +36,7 @@ from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.lifecycle import Lifecycle
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.sandboxes import Sandboxes
+from ringfence.engine.launcher.watchdog import Watchdog
 from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
 from ringfence.engine.runtime_dir import remove_runtime_dir
 from ringfence.engine.zygote import channel
@@ -57,6 +58,7 @@ class Launcher:
         self._guest_pid = 0
         self._runtime_dir: Path | None = None
         self._ending = False
+        self._watchdog = Watchdog()
 
     def run(self) -> None:
         """Serve until the engine goes away, then end every child."""
@@ -69,12 +71,18 @@ class Launcher:
         self._selector.register(wakeup_r, selectors.EVENT_READ, lambda: self._on_child(wakeup_r))
         try:
             while True:
-                for key, _ in self._selector.select():
+                for key, _ in self._selector.select(self._watch()):
                     key.data()
         except channel.ChannelClosedError:
             pass
         finally:
             self._end()
+
+    def _watch(self) -> float | None:
+        """Where no cgroup limits memory, look at it; how long to wait at most until the next look."""
+        if self._host is None or self._sandboxes is None or self._host.cgroups.available:
+            return None
+        return self._watchdog.tick(self._sandboxes.memory_limits())
 
     def _end(self) -> None:
         self._engine.close()  # first of all, so that the engine does not wait for answers

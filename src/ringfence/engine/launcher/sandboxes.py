@@ -46,6 +46,10 @@ class Sandboxes:
         """The sandbox with this id, if there is one."""
         return self._by_id.get(sandbox_id)
 
+    def memory_limits(self) -> dict[int, int]:
+        """The memory limit, in bytes, of each sandbox that runs, by the pid of its PID 1."""
+        return {pid: int(record.limits["memory_mb"]) << 20 for pid, record in self._by_pid.items()}
+
     def create(self, request_id: int, request: dict[str, Any], template: TemplateRecord) -> None:
         """Ask the zygote for a sandbox; the answer goes out when its guest is ready or has failed."""
         sandbox_id = request["id"]
