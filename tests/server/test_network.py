@@ -505,3 +505,24 @@ def test_the_cell_that_is_refused_something_is_told(make: Make) -> None:
     result = sandbox.run_code("import socket\nsocket.getaddrinfo('other.test', 80)")
     assert result.error is not None
     assert "[network: other.test was refused by the sandbox's network policy" in "".join(result.logs.stderr)
+
+
+def test_rules_outlast_a_pause(make: Make) -> None:
+    sandbox = make(["public.test"], DENY_ALL)
+    sandbox.update_network({"allow_out": ["other.test"], "deny_out": DENY_ALL})
+    for mode in ("full", "filesystem"):
+        sandbox.pause(mode=mode)
+        sandbox.connect()
+        assert get(sandbox, "http://other.test/") == f"{OTHER} other.test"
+        assert get(sandbox, "http://public.test/").startswith("gaierror")
+
+
+def test_a_fork_gets_the_rules_in_force(make: Make) -> None:
+    sandbox = make()
+    sandbox.update_network({"allow_out": ["other.test"], "deny_out": DENY_ALL})
+    (forked,) = sandbox.fork(count=1, timeout=60)
+    try:
+        assert get(forked, "http://other.test/") == f"{OTHER} other.test"
+        assert get(forked, "http://public.test/").startswith("gaierror")
+    finally:
+        forked.kill()

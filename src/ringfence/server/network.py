@@ -38,6 +38,14 @@ async def update_network(engine: "Engine", record: Record, update: NetworkUpdate
     egress = {key: value for key, value in update.described().items() if key not in _INGRESS}
     record.allow_internet_access = egress.pop("allow_internet_access", None)
     record.network = ingress | egress
+    # What is forked from it later starts from its request, and must not get back what was taken from it.
+    if record.request is not None:
+        record.request = record.request.model_copy(
+            update={
+                "network": Network.model_validate(record.network),
+                "allow_internet_access": record.allow_internet_access,
+            }
+        )
 
 
 def _refuse_missing(network: Network) -> None:
