@@ -26,13 +26,6 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     await engine.aclose()
 
 
-@pytest.fixture
-def freezer(engine: Engine) -> None:
-    """For tests of what this machine may be unable to do."""
-    if engine.freeze_remedy is not None:
-        pytest.skip(engine.freeze_remedy)
-
-
 async def request(sandbox: Sandbox, text: str, body: bytes = b"") -> bytes:
     reader, writer = await asyncio.open_unix_connection(str(sandbox.http_socket))
     head = f"{text} HTTP/1.1\r\nHost: x\r\nE2b-Sandbox-Port: 49983\r\nConnection: close\r\n"
@@ -67,7 +60,6 @@ async def eventually(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.usefixtures("freezer")
 async def test_a_frozen_sandbox_stands_still_and_goes_on(engine: Engine, sandbox: Sandbox) -> None:
     await engine.freeze(sandbox.sandbox_id)
     asking = asyncio.create_task(request(sandbox, "GET /health"))
@@ -80,7 +72,6 @@ async def test_a_frozen_sandbox_stands_still_and_goes_on(engine: Engine, sandbox
     await engine.thaw(sandbox.sandbox_id)
 
 
-@pytest.mark.usefixtures("freezer")
 async def test_a_frozen_sandbox_can_be_killed(engine: Engine, sandbox: Sandbox) -> None:
     await engine.freeze(sandbox.sandbox_id)
     assert await engine.kill(sandbox.sandbox_id) is True
@@ -105,7 +96,6 @@ async def test_a_suspended_sandbox_keeps_files_and_ids(engine: Engine, sandbox: 
     assert exits == []
 
 
-@pytest.mark.usefixtures("freezer")
 async def test_a_frozen_sandbox_can_be_suspended(engine: Engine, sandbox: Sandbox) -> None:
     await write(sandbox, "/home/user/a", b"kept")
     await engine.freeze(sandbox.sandbox_id)
@@ -173,7 +163,6 @@ async def test_a_kill_during_every_step(engine: Engine) -> None:
         await live(step)
 
 
-@pytest.mark.usefixtures("freezer")
 async def test_a_snapshot_is_owned_by_the_ids_inside(
     engine: Engine, sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -47,7 +47,6 @@ class Engine:
         """The layers of isolation and whether each is in force; `proof.startup` adds what attacks showed."""
         self._specs: dict[str, SandboxSpec] = {}
         self._built = BuiltTemplates(link)
-        self._freeze_remedy: str | None = None
         self._network = Network(settings.network)
         self.ended = asyncio.Event()
         """Set when the launcher has died, and every sandbox with it: the engine is of no use any more."""
@@ -84,7 +83,6 @@ class Engine:
             snapshot_dir=str(snapshots.absolute()) if snapshots else None,
         )  # fmt: skip
         self.isolation = IsolationReport.from_launcher(answer["isolation"])
-        self._freeze_remedy = None if answer["can_freeze"] else answer["freeze_remedy"]
 
     async def _warm(self, template: Template) -> None:
         answer = await self._link.call("warm", template=description_of(template, self._settings.gradual))
@@ -241,15 +239,10 @@ class Engine:
         """Call `listener` for everything that a sandbox is refused or cannot reach."""
         self._network.listeners.append(listener)
 
-    @property
-    def freeze_remedy(self) -> str | None:
-        """What to do so that sandboxes can be frozen here; None when they can."""
-        return self._freeze_remedy
-
     async def freeze(self, sandbox_id: str) -> None:
         """Let every process of a sandbox stand still; its memory stays.
 
-        Raises LauncherError where this machine cannot, or the sandbox does not run.
+        Raises LauncherError when it does not run.
         """
         await self._link.call("freeze", id=sandbox_id)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ringfence.core.errors import RingfenceError
 from ringfence.engine.model import Sandbox
-from ringfence.server.errors import ApiError, from_engine, not_implemented, quota_reached
+from ringfence.server.errors import ApiError, from_engine, quota_reached
 from ringfence.server.records import Record
 from ringfence.server.registry import Registry
 
@@ -41,7 +41,7 @@ class Pausing:
         """Pause a running sandbox.
 
         healthy: only if its guest answers. if_due: only if it has not been given a new lease. Raises
-        ApiError: 409 when it is paused already, 503 when its guest does not answer, 429, 501.
+        ApiError: 409 when it is paused already, 503 when its guest does not answer, 429.
         """
         async with record.lock:
             self._require_live(record)
@@ -49,8 +49,6 @@ class Pausing:
                 return
             if record.paused:
                 raise ApiError(409, f"sandbox {record.sandbox_id} is paused already")
-            if memory:
-                self.require_freezer()
             if sum(one.paused for one in self._registry.records()) >= self._max_paused:
                 raise quota_reached(
                     f"you have reached the maximum number of paused sandboxes ({self._max_paused})"
@@ -122,12 +120,6 @@ class Pausing:
             except ApiError as error:
                 logger.warning("sandbox %s could not be paused: %s", record.sandbox_id, error.message)
         await self._registry.kill(record.sandbox_id, "its timeout was reached")
-
-    def require_freezer(self) -> None:
-        """Refuse what needs sandboxes to be frozen where they cannot be. Raises ApiError (501)."""
-        remedy = self._engine.freeze_remedy
-        if remedy is not None:
-            raise not_implemented(f"keeping the memory of a paused sandbox on this machine: {remedy}")
 
     def _require_live(self, record: Record) -> None:
         if self._registry.find(record.sandbox_id) is not record:

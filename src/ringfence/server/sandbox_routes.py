@@ -70,8 +70,6 @@ class SandboxRoutes:
 
     async def _create(self, owner: str, new: NewSandbox, lifetime: int, *, secure: bool) -> dict[str, Any]:
         _refuse_unsupported(new)
-        if new.auto_pause and new.auto_pause_memory is not False:
-            self._pausing.require_freezer()
         record = await self._registry.create(
             owner, new, lifetime=lifetime if new.timeout is None else new.timeout, secure=secure
         )

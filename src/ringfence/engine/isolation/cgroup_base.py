@@ -96,14 +96,13 @@ class CgroupDriver(ABC):
 
     available: whether limits are enforced at all.
     detail: the evidence, one line; remedy: what to do when they are not.
-    can_freeze: whether groups can be frozen; freeze_remedy: what to do when not.
+    can_freeze: whether groups can be frozen.
     """
 
     available: bool
     detail: str
     remedy: str
     can_freeze: bool = False
-    freeze_remedy: str = ""
 
     @abstractmethod
     def create(self, name: str, limits: Mapping[str, float]) -> Cgroup:
@@ -164,7 +163,7 @@ class NoCgroups(CgroupDriver):
 
     def __init__(self, detail: str, remedy: str) -> None:
         self.detail = detail
-        self.remedy = self.freeze_remedy = remedy
+        self.remedy = remedy
 
     def create(self, name: str, limits: Mapping[str, float]) -> Cgroup:
         return NoGroup(check_name(name), limits)

@@ -77,7 +77,8 @@ class V1Group(Cgroup):
             raise TimeoutError(f"{self.name} did not freeze")
 
     def thaw(self) -> None:
-        base.write(self._path("freezer", "freezer.state"), "THAWED")
+        if "freezer" in self._directories:
+            base.write(self._path("freezer", "freezer.state"), "THAWED")
 
     def reclaim(self) -> None:
         base.write(self._path("memory", "memory.force_empty"), "0")
@@ -119,7 +120,6 @@ class V1Driver(CgroupDriver):
         self._own = {name: f"{path}/{base.engine_group_name()}" for name, path in parents.items()}
         self.detail = "cgroup v1: " + ", ".join(sorted(parents))
         self.can_freeze = "freezer" in parents
-        self.freeze_remedy = "mount the freezer controller of cgroup v1, or boot with cgroup v2"
         try:
             self._make_own()
         except OSError:

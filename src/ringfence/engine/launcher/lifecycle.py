@@ -20,7 +20,7 @@ from typing import Any
 
 from ringfence.core.errors import LauncherError
 from ringfence.engine.isolation import disk, linux, userns
-from ringfence.engine.launcher import treecopy
+from ringfence.engine.launcher import standstill, treecopy
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.unpack import Unpacker, add_users_and_places, leave_the_host
@@ -71,10 +71,7 @@ class Lifecycle:
         """Let every process of the sandbox stand still, and have the kernel take back what memory it can."""
         if not record.ready or record.frozen or record.killed:
             raise LauncherError(f"sandbox {record.sandbox_id} does not run")
-        if not self._host.cgroups.can_freeze:
-            raise LauncherError(f"sandboxes cannot be frozen here: {self._host.cgroups.freeze_remedy}")
-        record.cgroup.freeze()
-        record.frozen = True
+        standstill.hold(record, freezer=self._host.cgroups.can_freeze)
         self._reply(request_id)
         with contextlib.suppress(OSError):
             answer, _ = self._in_child(record.cgroup.reclaim)
@@ -82,9 +79,7 @@ class Lifecycle:
 
     def thaw(self, request_id: int, record: SandboxRecord) -> None:
         """Let a frozen sandbox go on."""
-        if record.frozen:
-            record.cgroup.thaw()
-            record.frozen = False
+        self._let_go(record, record.frozen)
         self._reply(request_id)
 
     def snapshot(self, request_id: int, record: SandboxRecord, name: str) -> None:
@@ -95,15 +90,12 @@ class Lifecycle:
             raise LauncherError(f"sandbox {record.sandbox_id} cannot be copied now")
         thaw = record.ready and not record.frozen
         if thaw:
-            if not self._host.cgroups.can_freeze:
-                raise LauncherError(f"sandboxes cannot be frozen here: {self._host.cgroups.freeze_remedy}")
-            record.cgroup.freeze()
-            record.frozen = True
+            standstill.hold(record, freezer=self._host.cgroups.can_freeze)
         try:
             Path(directory).mkdir(0o700)
             answer, pid = self._start_copy(record, directory)
         except OSError:
-            self._copied(record, thaw)
+            self._let_go(record, thaw)
             raise
         record.helper = linux.pidfd_open(pid)
         self._selector.register(
@@ -196,17 +188,16 @@ class Lifecycle:
         result = self._finish(answer)
         os.close(record.helper)
         record.helper = -1
-        self._copied(record, thaw)
+        self._let_go(record, thaw)
         if "error" in result:
             text = f"the files of sandbox {record.sandbox_id} could not be copied: {result['error']}"
             self._erase(request_id, directory, text)
         else:
             self._reply(request_id, **result["result"])
 
-    def _copied(self, record: SandboxRecord, thaw: bool) -> None:
+    def _let_go(self, record: SandboxRecord, thaw: bool) -> None:
         if thaw and record.frozen:
-            record.cgroup.thaw()
-            record.frozen = False
+            standstill.release(record, freezer=self._host.cgroups.can_freeze)
 
     def _on_erased(self, request_id: int, answer: int, because: str | None) -> None:
         result = self._finish(answer)

@@ -127,10 +127,7 @@ class Launcher:
             self._host, request["runtime_dir"], guest, self._selector, self._reply, self._announce
         )
         self._lifecycle = Lifecycle(self._host, request["snapshot_dir"], self._selector, self._reply)
-        self._reply(
-            request_id, isolation=self._host.report(), can_freeze=self._host.cgroups.can_freeze,
-            freeze_remedy=self._host.cgroups.freeze_remedy,
-        )  # fmt: skip
+        self._reply(request_id, isolation=self._host.report())
 
     def _announce(self, event: dict[str, Any]) -> None:
         if not self._ending:

@@ -73,8 +73,8 @@ class SandboxRecord:
     """A sandbox from the request until its last trace is removed.
 
     disk_fd: a mount of its writable layer. frozen: its processes stand still. suspended: it has none, only
-    files. revived: it has been so before. helper: a pidfd of the child that
-    copies its files, or -1.
+    files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
+    stopped_before: pids that were stopped already when it was held by signals.
     """
 
     sandbox_id: str
@@ -100,6 +100,7 @@ class SandboxRecord:
     revived: bool = False
     suspend_request: int | None = None
     helper: int = -1
+    stopped_before: set[int] = field(default_factory=set)
 
     def end_life(self) -> None:
         """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""
