@@ -151,7 +151,8 @@ class Builds:
         template = self._engine.built.get(build.build_id)
         if template is not None:
             self._engine.built.discard(build.build_id)
-            self._store.hide_layers(list(template.snapshots))
+            shared = {name for other in self._engine.built for name in other.snapshots}
+            self._store.hide_layers([name for name in template.snapshots if name not in shared])
         self._logs.pop(build.build_id, None)
         self._store.remove_build(build.build_id)
 
