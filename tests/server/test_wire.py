@@ -77,7 +77,8 @@ def test_resume_and_logs(api: httpx.Client, made: dict[str, Any]) -> None:
     assert_error(api.post(f"{path}/resume", json={}), 409)
     entries = api.get(f"{path}/logs").json()
     assert "started" in entries["logEntries"][0]["message"]
-    assert entries["logs"][0]["line"] == entries["logEntries"][0]["message"]
+    line = json.loads(entries["logs"][0]["line"])
+    assert (line["message"], line["level"]) == (entries["logEntries"][0]["message"], "info")
     assert api.get(f"/v2{path}/logs").json()["logs"] == entries["logEntries"]
 
 

@@ -67,8 +67,9 @@ async def _serve(
         config = dataclasses.replace(config, env={**proxy.ENVIRONMENT, **config.env})
     reaper = Reaper()
     reaper.start()
-    write_marks(config)
-    SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
+    with contextlib.suppress(OSError):  # a snapshot whose /run was spoiled shall start all the same
+        write_marks(config)
+        SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
     kernels = KernelPool(config, _nursery(config, nursery), meter)
     services = {
         ENVD_PORT: envd.build(config, reaper),

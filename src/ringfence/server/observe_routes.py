@@ -1,5 +1,6 @@
 """The control plane's views of running sandboxes: metrics and logs."""
 
+import json
 from typing import Any
 
 from starlette.requests import Request
@@ -54,7 +55,7 @@ class ObserveRoutes:
         lines = self._lines(request, _number(request, "start", 0))
         return JSONResponse(
             {
-                "logs": [{"timestamp": timestamp(line.at), "line": line.message} for line in lines],
+                "logs": [{"timestamp": timestamp(line.at), "line": _line(line)} for line in lines],
                 "logEntries": [_entry(line) for line in lines],
             }
         )
@@ -72,6 +73,11 @@ class ObserveRoutes:
 
     def _record(self, request: Request) -> Record:
         return self._registry.lookup(owner_of(request), path_param(request, "sandbox_id"))
+
+
+def _line(line: LogLine) -> str:
+    """The event as E2B's command line tool reads it: a JSON object as text."""
+    return json.dumps({"level": line.level, "logger": "sandbox", "message": line.message})
 
 
 def _entry(line: LogLine) -> dict[str, Any]:
