@@ -32,6 +32,7 @@ import click
 )
 @click.option("--max-sandboxes", type=click.IntRange(1), help="Sandboxes that may run at once.")
 @click.option("--max-memory-mb", type=click.IntRange(64), help="Ceiling of one sandbox's memory, in MiB.")
+@click.option("--total-memory-mb", type=click.IntRange(64), help="Memory of all sandboxes together, in MiB.")
 @click.option(
     "--max-timeout", type=click.IntRange(1), help="Longest lease that may be asked for, in seconds."
 )

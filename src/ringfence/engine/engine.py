@@ -80,6 +80,7 @@ class Engine:
         snapshots = self._settings.snapshot_dir
         answer = await self._link.call(
             "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
+            total_memory_mb=self._settings.total_memory_mb,
             snapshot_dir=str(snapshots.absolute()) if snapshots else None,
         )  # fmt: skip
         self.isolation = IsolationReport.from_launcher(answer["isolation"])

@@ -28,6 +28,8 @@ class EngineSettings:
     snapshot_dir: where snapshots are kept; None: none can be made.
     ceiling: the most any one sandbox may ask for.
     max_sandboxes: how many may live at once.
+    total_memory_mb: what all sandboxes together may use; None: nine tenths of the machine's memory. Over it
+        the kernel ends processes of sandboxes, never of the engine. Needs cgroups.
     network: what the operator allows sandboxes to reach.
     gradual: serve as soon as a template's first module is imported, and go on warming between requests.
     debug: let guests and zygotes write their trouble to standard error.
@@ -39,6 +41,7 @@ class EngineSettings:
     snapshot_dir: Path | None = None
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
+    total_memory_mb: int | None = None
     network: NetworkSettings = field(default_factory=NetworkSettings)
     gradual: bool = False
     debug: bool = False

@@ -175,6 +175,7 @@ class _Serving:
             runtime_dir=self._settings.runtime_dir,
             snapshot_dir=self._snapshot_dir,
             max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
+            total_memory_mb=self._settings.total_memory_mb,
             gradual=self._settings.gradual_warmup,
             network=NetworkSettings(
                 default=self._settings.network_default,

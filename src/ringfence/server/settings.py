@@ -57,6 +57,11 @@ class ServeSettings(BaseSettings):
     max_memory_mb: int | None = Field(
         None, ge=64, description="Ceiling of one sandbox's memory in MiB; unset: the template's own limit."
     )
+    total_memory_mb: int | None = Field(
+        None,
+        ge=64,
+        description="Memory of all sandboxes together in MiB; unset: nine tenths of the machine's.",
+    )
     max_timeout: int = Field(86_400, ge=1, description="Longest lease a request may ask for, in seconds.")
     max_upload_mb: int = Field(2048, ge=1, description="Largest body of one request to a sandbox, in MiB.")
     gradual_warmup: bool = Field(

@@ -24,6 +24,7 @@ class Host:
     ids: userns.IdPlan
     cgroups: cgroups.CgroupDriver
     debug: bool
+    total_memory_mb: int
 
     @property
     def idmap(self) -> bool:
@@ -31,17 +32,22 @@ class Host:
         return self.privileged
 
     @classmethod
-    def prepare(cls, debug: bool) -> "Host":
-        """Detect cgroups, then leave the host's mount namespace; an ordinary user its user namespace too."""
+    def prepare(cls, debug: bool, total_memory_mb: int | None = None) -> "Host":
+        """Detect cgroups, limit all sandboxes together, then leave the host's mount namespace.
+
+        An ordinary user leaves its user namespace too.
+        """
         privileged = os.geteuid() == 0
         _require_features(privileged)
         driver = cgroups.detect()
         driver.sweep()
+        total = total_memory_mb or _most_of_the_memory()
+        driver.limit_total({"memory_mb": total})
         if not privileged:
             userns.become_namespace_root()
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        return cls(privileged, userns.IdPlan(single=not privileged), driver, debug)
+        return cls(privileged, userns.IdPlan(single=not privileged), driver, debug, total)
 
     def create_template_namespace(self, index: int) -> int:
         """The user namespace of the `index`-th template."""
@@ -89,19 +95,23 @@ class Host:
 
     def _cgroups(self) -> list[dict[str, Any]]:
         driver = self.cgroups
-        instead = (
-            ""
-            if driver.available
-            else "; instead: rlimits of each process, and memory looked at ten times a second"
-        )
+        if driver.available:
+            more = f"; {self.total_memory_mb} MiB for all sandboxes together"
+        else:
+            more = "; instead: rlimits of each process, and memory looked at ten times a second"
         return [
             _layer(
                 "cgroup limits: memory, processes, CPU",
                 driver.available,
-                driver.detail + instead,
+                driver.detail + more,
                 driver.remedy,
             )
         ]
+
+
+def _most_of_the_memory() -> int:
+    """Nine tenths of the machine's memory, in MiB: the rest is for the engine and the host."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10 >> 20
 
 
 def _layer(name: str, in_force: bool, detail: str, remedy: str = "") -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Launcher:
 
     def _verb_hello(self, request_id: int, request: dict[str, Any]) -> None:
         self._runtime_dir = Path(request["runtime_dir"])
-        self._host = Host.prepare(debug=request["debug"])
+        self._host = Host.prepare(debug=request["debug"], total_memory_mb=request["total_memory_mb"])
         self._guest_pid, guest = start_guest_zygote()
         self._sandboxes = Sandboxes(
             self._host, request["runtime_dir"], guest, self._selector, self._reply, self._announce

@@ -28,11 +28,10 @@ class Watchdog:
         """Look, when it is time; the seconds until the next look, None while there is nothing to look at."""
         if not limits:
             return None
-        now = time.monotonic()
-        if now >= self._next:
+        if time.monotonic() >= self._next:
             enforce(limits)
             self._next = time.monotonic() + INTERVAL_SECONDS
-        return max(0.0, self._next - now)
+        return max(0.0, self._next - time.monotonic())
 
 
 def enforce(limits: Mapping[int, int]) -> list[int]:
