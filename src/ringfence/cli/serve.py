@@ -31,6 +31,8 @@ import click
     help="Isolation that must be in force, at least, for the server to start.",
 )
 @click.option("--max-sandboxes", type=click.IntRange(1), help="Sandboxes that may run at once.")
+@click.option("--max-paused", type=click.IntRange(0), help="Sandboxes that may be paused, beside those.")
+@click.option("--max-snapshots", type=click.IntRange(0), help="Snapshots that may be kept.")
 @click.option("--max-memory-mb", type=click.IntRange(64), help="Ceiling of one sandbox's memory, in MiB.")
 @click.option("--total-memory-mb", type=click.IntRange(64), help="Memory of all sandboxes together, in MiB.")
 @click.option(
