@@ -2,6 +2,7 @@
 # make test    run the tests
 # make check   lint, formatting, types
 # make bench   measure the time to a first result
+# make conformance  run other people's MCP clients and the protocol's suite (wants npm)
 # make lock    pin the packages of the built-in templates anew
 # make clean   remove what the other targets made here
 #
@@ -18,7 +19,7 @@ REQUIREMENTS := src/ringfence/engine/templates/requirements
 # uv reads none of pip's settings; this passes on where the user's pip gets its packages.
 UV := $(BIN)/python src/ringfence/engine/templates/indexes.py $(BIN)/uv
 
-.PHONY: run test check bench lock clean
+.PHONY: run test check bench conformance lock clean
 
 run: $(READY)
 	@$(BIN)/python examples/analyse_penguins.py
@@ -33,6 +34,10 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python bench/first_result.py
+
+conformance: $(READY)
+	@$(UV) pip install --quiet --python $(BIN)/python --group clients
+	@$(BIN)/python tests/clients/conformance.py
 
 lock: $(READY)
 	@for name in code-interpreter-v1 code-interpreter-mini; do \

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from ringfence.cli import cli
 from ringfence.core.config import Settings
 from ringfence.engine.templates import BUILTIN
+from ringfence.integrations.mcp.servers.app import App
 from ringfence.integrations.mcp.servers.python_executor_server import build
 from ringfence.server.settings import ServeSettings
 
@@ -69,7 +70,7 @@ def test_the_settings_of_the_tools_exist_and_have_these_defaults() -> None:
 
 
 async def test_the_tools_are_all_there() -> None:
-    tools = {tool.name for tool in await build(Settings()).list_tools()}
+    tools = {tool.name for tool in await build(App(Settings())).list_tools()}
     table = "\n".join(line.split("|")[1] for line in USAGE.splitlines() if line.startswith("| `"))
     assert tools <= set(re.findall(r"`([a-z_]+)`", table))
 

@@ -68,7 +68,7 @@ class FileRoutes:
 
     async def _upload(self, request: Request) -> Response:
         declared = request.headers.get("content-length")
-        if declared is not None and int(declared) > self._max_upload:
+        if declared is not None and declared.isdecimal() and int(declared) > self._max_upload:
             raise HTTPException(413, f"files may have {self._max_upload} bytes")
         session, path = await self._session(request)
         count = _Count(request, self._max_upload)
@@ -77,6 +77,8 @@ class FileRoutes:
         except ClientDisconnect:
             raise HTTPException(400, "the upload ended early") from None
         except (SandboxException, AuthenticationException, httpx.HTTPError) as error:
+            if count.size > self._max_upload:
+                raise HTTPException(413, f"files may have {self._max_upload} bytes") from None
             raise _refusal(error) from error
         session.journal.add_file(written.path, None, count.size)
         await session.watch.look(session.sandbox)
@@ -95,7 +97,7 @@ class _Count:
         async for chunk in self._request.stream():
             self.size += len(chunk)
             if self.size > self._limit:
-                raise HTTPException(413, f"files may have {self._limit} bytes")
+                raise HTTPException(413)  # the SDK may tell it as an error of its own
             yield chunk
 
 

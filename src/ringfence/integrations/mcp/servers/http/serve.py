@@ -6,7 +6,6 @@ protocol (``/mcp``) or the files (``/files/…``). ``/healthz`` alone is open to
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import sys
@@ -39,8 +38,6 @@ from ringfence.integrations.mcp.servers.http.settings import (
     choose_auth,
 )
 from ringfence.integrations.mcp.servers.http.tokens import IssuedTokens, OwnTokens, ServerKeys
-
-_log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 600
 """After which a client of the older generation that says nothing has to shake hands again."""
@@ -141,6 +138,10 @@ class _Checked:
         self._check = TransportSecurityMiddleware(security)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            # The HTTP parser leaves white space around values; RFC 9110 has it no part of them.
+            headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+            scope = {**scope, "headers": headers}
         if scope["type"] == "http" and scope["path"] != "/healthz":
             refusal = await self._check.validate_request(Request(scope))
             if refusal is not None:
