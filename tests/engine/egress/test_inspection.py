@@ -36,12 +36,12 @@ def with_extension(data: bytes, kind: int) -> bytes:
 def test_a_handshake_for_the_name() -> None:
     data = hello(HOST)
     assert client_hello(data) == (HOST, False)
-    assert Inspection(HOST).from_client(data) == data
+    assert Inspection(HOST, 8080).from_client(data) == data
 
 
 def test_a_handshake_in_pieces() -> None:
     data = hello("PUBLIC.test")
-    inspection = Inspection(HOST)
+    inspection = Inspection(HOST, 8080)
     out = b"".join(inspection.from_client(data[i : i + 1]) for i in range(len(data)))
     assert out == data
     assert inspection.from_client(b"more") == b"more"
@@ -51,19 +51,19 @@ def test_a_handshake_in_many_records() -> None:
     message = hello(HOST)[5:]
     records = [message[i : i + 100] for i in range(0, len(message), 100)]
     data = b"".join(b"\x16\x03\x01" + struct.pack(">H", len(record)) + record for record in records)
-    assert Inspection(HOST).from_client(data) == data
+    assert Inspection(HOST, 8080).from_client(data) == data
 
 
 @pytest.mark.parametrize("server_name", [None, "evil.test", "public.test.evil.test"])
 def test_a_handshake_for_another_name(server_name: str | None) -> None:
     with pytest.raises(ForgedNameError, match="SNI"):
-        Inspection(HOST).from_client(hello(server_name))
+        Inspection(HOST, 8080).from_client(hello(server_name))
 
 
 def test_a_handshake_that_hides_a_name() -> None:
     for kind in (0xFE0D, 0xFFCE):
         with pytest.raises(ForgedNameError, match="ECH"):
-            Inspection(HOST).from_client(with_extension(hello(HOST), kind))
+            Inspection(HOST, 8080).from_client(with_extension(hello(HOST), kind))
 
 
 def test_a_broken_handshake() -> None:
@@ -72,9 +72,9 @@ def test_a_broken_handshake() -> None:
         body = data[9:length]
         broken = data[:3] + struct.pack(">HB", len(body) + 4, 1) + len(body).to_bytes(3) + body
         with pytest.raises(ForgedNameError):
-            Inspection(HOST).from_client(broken)
+            Inspection(HOST, 8080).from_client(broken)
     with pytest.raises(ForgedNameError, match="too long"):
-        Inspection(HOST).from_client(b"\x16\x03\x01\x40\x00\x01\x0f\xff\xff".ljust(0x4005, b"x") * 5)
+        Inspection(HOST, 8080).from_client(b"\x16\x03\x01\x40\x00\x01\x0f\xff\xff".ljust(0x4005, b"x") * 5)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_broken_handshake() -> None:
     ],
 )
 def test_a_request_for_the_name(request_: bytes) -> None:
-    inspection = Inspection(HOST)
+    inspection = Inspection(HOST, 8080)
     assert b"".join(inspection.from_client(request_[i : i + 1]) for i in range(len(request_))) == request_
-    assert Inspection(HOST).from_client(request_) == request_
+    assert Inspection(HOST, 8080).from_client(request_) == request_
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,31 @@ def test_a_request_for_the_name(request_: bytes) -> None:
         b"GET / HTTP/1.1\r\nHost: public.test\r\n\r\nGET / HTTP/1.1\r\nHost: evil.test\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: public.test\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\r\n\r\nGET / HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+        b" GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+        b"get / http/1.1\r\nHost: evil.test\r\n\r\n",
+        b"X / HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+        b"GET\t/ HTTP/1.1\nHost: evil.test\n\n",
+        b"GET /\xff\x00 HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+        b"GET /\xc3\xa9 HTTP/1.1\r\nHost: evil.test\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: public.test\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
     ],
 )
 def test_a_request_for_another_name(request_: bytes) -> None:
-    with pytest.raises(ForgedNameError):
-        Inspection(HOST).from_client(request_)
+    for port in (80, 8080):
+        with pytest.raises(ForgedNameError):
+            Inspection(HOST, port).from_client(request_)
+        inspection = Inspection(HOST, port)
+        with pytest.raises(ForgedNameError):
+            for i in range(len(request_)):
+                inspection.from_client(request_[i : i + 1])
 
 
 _UPGRADE = b"GET / HTTP/1.1\r\nHost: public.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
 def test_a_websocket() -> None:
-    inspection = Inspection(HOST)
+    inspection = Inspection(HOST, 8080)
     assert inspection.from_client(_UPGRADE + b"frame") == _UPGRADE
     assert inspection.from_client(b"more") == b""
     assert inspection.from_server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") == b"framemore"
@@ -128,7 +140,7 @@ def test_a_websocket() -> None:
 
 
 def test_a_change_of_protocol_that_the_server_refuses() -> None:
-    inspection = Inspection(HOST)
+    inspection = Inspection(HOST, 8080)
     inspection.from_client(_UPGRADE + b"GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n")
     with pytest.raises(ForgedNameError):
         inspection.from_server(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -138,4 +150,7 @@ def test_a_change_of_protocol_that_the_server_refuses() -> None:
     "data", [b"SSH-2.0-x\r\n", b"\x00\x00\x00\x08\x04\xd2\x16\x2f", b"*1\r\n$4\r\nPING\r\n"]
 )
 def test_what_names_nobody_passes(data: bytes) -> None:
-    assert Inspection(HOST).from_client(data) == data
+    for port in (80, 443):
+        with pytest.raises(ForgedNameError):
+            Inspection(HOST, port).from_client(data)
+    assert Inspection(HOST, 8080).from_client(data) == data

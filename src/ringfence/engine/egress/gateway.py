@@ -221,7 +221,7 @@ class Gateway:
         head: bytes,
     ) -> None:
         name = connection.destination.host
-        inspector = Inspection(name) if held and isinstance(name, str) else None
+        inspector = Inspection(name, connection.destination.port) if held and isinstance(name, str) else None
         try:
             if ok:
                 inside.send(ok, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

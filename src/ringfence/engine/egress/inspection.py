@@ -15,8 +15,10 @@ import httptools
 _MAX_HELLO = 64 * 1024
 _TLS_HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _ENCRYPTED_HELLO, _OLD_ENCRYPTED_SNI = 0, 0xFE0D, 0xFFCE
-_HTTP_START = re.compile(rb"[A-Z]{3,20} ")
-_MOST_METHOD = 21
+_HTTP, _HTTPS = 80, 443
+_HTTP_LINE = re.compile(rb".*[ \t]HTTP/[0-9.]+[ \t]*\r?", re.IGNORECASE | re.DOTALL)
+_WORD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_MAX_WORD = 256
 _HTTP2_PREFACE = b"PRI * HTTP/2"
 _SWITCHING = re.compile(rb"HTTP/1\.1 101[ \r]")
 
@@ -38,8 +40,9 @@ class Inspector(Protocol):
 class Inspection:
     """An inspector for one connection to `host`; the kind of conversation shows in its first bytes."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self._host = host
+        self._port = port
         self._kept = b""
         self._http: _HttpRequests | None = None
         self._done = False
@@ -53,14 +56,16 @@ class Inspection:
         self._kept += data
         if self._kept[0] == _TLS_HANDSHAKE:
             return self._tls()
-        start = self._kept[:_MOST_METHOD]
-        if _HTTP_START.match(start):
-            self._http = _HttpRequests(self._host)
-            kept, self._kept = self._kept, b""
-            return self._http.feed(kept)
-        if len(start) < _MOST_METHOD and re.fullmatch(rb"[A-Z]+", start):
+        if self._port == _HTTPS:
+            raise ForgedNameError("on port 443 it does not start with a TLS handshake")
+        kind = _is_http(self._kept) if self._port != _HTTP else True
+        if kind is None:
             return b""
-        return self._pass()
+        if not kind:
+            return self._pass()
+        self._http = _HttpRequests(self._host)
+        kept, self._kept = self._kept, b""
+        return self._http.feed(kept)
 
     def from_server(self, data: bytes) -> bytes:
         """See `Inspector`."""
@@ -85,6 +90,27 @@ class Inspection:
         if name != self._host:
             raise ForgedNameError(f"its TLS handshake is for {name[:253]!r} (SNI)")
         return self._pass()
+
+
+def _is_http(start: bytes) -> bool | None:
+    """Whether a conversation starts with an HTTP request; None: more bytes are needed.
+
+    Servers skip empty lines before a request, some take any word for a method and any byte in a path. So what
+    begins with a word and a space is only told by the end of its line.
+    """
+    start = start.lstrip(b"\r\n\t ")
+    word = _WORD.match(start)
+    rest = start[word.end() :] if word else start
+    if not rest:
+        return None if len(start) <= _MAX_WORD else False
+    if word is None or rest[0] not in b" \t":
+        return False
+    line, end, _ = start.partition(b"\n")
+    if end:
+        return _HTTP_LINE.fullmatch(line) is not None
+    if len(start) > _MAX_HELLO:
+        raise ForgedNameError("its first line is too long to be read")
+    return None
 
 
 class _HttpRequests:
