@@ -71,7 +71,7 @@ def test_files_with_any_name(shared: Sandbox, name: str, other: str, content: by
     info = files.get_info(path)
     assert (info.path, info.name, info.size) == (path, name, len(content))
     assert [entry.path for entry in files.list(top, depth=2)] == [f"{top}/{name}", path]
-    moved = files.rename(path, f"{top}/{name}/{other}x"[:250])
+    moved = files.rename(path, f"{top}/{name}/{other[:60]}x")
     assert files.exists(moved.path)
     assert bytes(files.read(moved.path, format="bytes")) == content
     files.write(moved.path, content[::-1], use_octet_stream=True)
