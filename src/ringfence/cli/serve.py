@@ -36,6 +36,11 @@ import click
 @click.option("--max-memory-mb", type=click.IntRange(64), help="Ceiling of one sandbox's memory, in MiB.")
 @click.option("--total-memory-mb", type=click.IntRange(64), help="Memory of all sandboxes together, in MiB.")
 @click.option(
+    "--fresh-kernels/--forked-kernels",
+    default=None,
+    help="Start each kernel as a new program, with its own hash seed and memory layout; slower.",
+)
+@click.option(
     "--max-timeout", type=click.IntRange(1), help="Longest lease that may be asked for, in seconds."
 )
 @click.option("--max-upload-mb", type=click.IntRange(1), help="Largest body of one request, in MiB.")

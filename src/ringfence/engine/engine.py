@@ -194,6 +194,7 @@ class Engine:
             "disk_bytes": limits.disk_mb << 20,
             "cpus": limits.cpus,
             "python": template.python,
+            "fresh_kernels": self._settings.fresh_kernels,
         }
         return {
             "id": spec.sandbox_id,

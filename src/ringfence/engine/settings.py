@@ -30,6 +30,8 @@ class EngineSettings:
     max_sandboxes: how many may live at once.
     total_memory_mb: what all sandboxes together may use; None: nine tenths of the machine's memory. Over it
         the kernel ends processes of sandboxes, never of the engine. Needs cgroups.
+    fresh_kernels: start each kernel as a new program, so that not even its hash seed and memory layout are
+        those of another; costs what the imports cost.
     network: what the operator allows sandboxes to reach.
     gradual: serve as soon as a template's first module is imported, and go on warming between requests.
     debug: let guests and zygotes write their trouble to standard error.
@@ -42,6 +44,7 @@ class EngineSettings:
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
     total_memory_mb: int | None = None
+    fresh_kernels: bool = False
     network: NetworkSettings = field(default_factory=NetworkSettings)
     gradual: bool = False
     debug: bool = False

@@ -11,6 +11,7 @@ class GuestConfig:
     env: variables of every process started in the sandbox (template's, then the request's).
     single_id: there is only uid 1000 inside, and processes of ``root`` run as it too.
     memory_bytes, disk_bytes, cpus: limits, for metrics.
+    fresh_kernels: start each kernel as a new program instead of forking a warmed one.
     """
 
     sandbox_id: str
@@ -24,6 +25,7 @@ class GuestConfig:
     disk_bytes: int = 0
     cpus: float = 1.0
     python: str = "/usr/local/bin/python3"
+    fresh_kernels: bool = False
 
     @property
     def variables(self) -> dict[str, str]:

@@ -88,7 +88,7 @@ async def _serve(
 
 def _nursery(config: GuestConfig, sock: socket.socket) -> NurseryClient:
     if config.python:
-        return NurseryClient(sock)
+        return NurseryClient(sock, always_fresh=config.fresh_kernels)
     return NurseryClient(
         sock, "this template runs commands only: it was built from an image and has no kernels"
     )

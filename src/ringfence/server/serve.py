@@ -176,6 +176,7 @@ class _Serving:
             snapshot_dir=self._snapshot_dir,
             max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
             total_memory_mb=self._settings.total_memory_mb,
+            fresh_kernels=self._settings.fresh_kernels,
             gradual=self._settings.gradual_warmup,
             network=NetworkSettings(
                 default=self._settings.network_default,

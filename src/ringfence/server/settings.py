@@ -62,6 +62,10 @@ class ServeSettings(BaseSettings):
         ge=64,
         description="Memory of all sandboxes together in MiB; unset: nine tenths of the machine's.",
     )
+    fresh_kernels: bool = Field(
+        False,
+        description="Start each kernel as a new program, with its own hash seed and memory layout; slower.",
+    )
     max_timeout: int = Field(86_400, ge=1, description="Longest lease a request may ask for, in seconds.")
     max_upload_mb: int = Field(2048, ge=1, description="Largest body of one request to a sandbox, in MiB.")
     gradual_warmup: bool = Field(

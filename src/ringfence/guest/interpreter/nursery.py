@@ -32,9 +32,14 @@ class Forked:
 class NurseryClient:
     """Requests to the nursery over `sock`, a SEQPACKET socket made by whoever started both."""
 
-    def __init__(self, sock: socket.socket, absent: str = "the nursery is gone") -> None:
-        """Talk over `sock`. `absent` is what to say when nobody is at its other end."""
+    def __init__(
+        self, sock: socket.socket, absent: str = "the nursery is gone", *, always_fresh: bool = False
+    ) -> None:
+        """Talk over `sock`. `absent` is what to say when nobody is at its other end; always_fresh: start
+        every kernel as a new program.
+        """
         sock.setblocking(False)
+        self._always_fresh = always_fresh
         self._absent = absent
         self._socket = sock
         self._ids = itertools.count(1)
@@ -66,7 +71,9 @@ class NurseryClient:
             "gid": user.gid,
             "groups": list(user.groups),
         }
-        packet = json.dumps({**request, "cwd": cwd, "env": env, "fresh": fresh}).encode()
+        packet = json.dumps(
+            {**request, "cwd": cwd, "env": env, "fresh": fresh or self._always_fresh}
+        ).encode()
         if len(packet) > _MAX_PACKET:
             raise KernelStartError(
                 f"the environment is too large: {len(packet)} bytes of at most {_MAX_PACKET}"
