@@ -56,6 +56,8 @@ class LifecycleRoutes:
         """``POST /sandboxes/{id}/snapshots``: its files as they are now; it goes on afterwards."""
         body = await read_model(request, NewSnapshot)
         record = self._record(request)
+        if body.name and self._registry.resolve_template(record.owner, body.name):
+            raise ApiError(409, f"'{body.name}' is the name of a template")
         async with record.lock:
             made = await self._snapshots.create(record, body.name)
         self._registry.log(record, f"snapshot {made.wire_id} made")

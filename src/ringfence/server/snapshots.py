@@ -164,8 +164,6 @@ class Snapshots:
             return None
         if not _NAME.match(name):
             raise ApiError(400, "name: lower-case letters, digits and '-_./', and a tag after ':'")
-        if name.partition(":")[0] in self._engine.templates:
-            raise ApiError(409, f"'{name}' is the name of a template")
         return name if ":" in name else f"{name}:default"
 
 
