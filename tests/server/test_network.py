@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import socket
 import ssl
 import subprocess
@@ -526,3 +527,23 @@ def test_a_fork_gets_the_rules_in_force(make: Make) -> None:
         assert get(forked, "http://public.test/").startswith("gaierror")
     finally:
         forked.kill()
+
+
+def test_learning_what_a_program_needs(networked: RunningServer) -> None:
+    def script(network: str) -> subprocess.CompletedProcess[str]:
+        code = (
+            "import urllib.request as u\nfor p in ('', ':8080'): u.urlopen(f'http://public.test{p}/').read()"
+        )
+        return subprocess.run(
+            [sys.executable, "-m", "ringfence", "run", "--template", "base", "--network", network,
+             "-c", code],
+            env={**os.environ, "RINGFENCE_URL": networked.url, "RINGFENCE_API_KEY": networked.key},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    learned = script("learn")
+    assert learned.returncode == 0, learned.stderr
+    assert "with --network public.test,public.test:8080" in learned.stderr
+    assert script("public.test,public.test:8080").returncode == 0
+    assert script("public.test").returncode == 1
+    assert "--network none is enough" not in learned.stderr

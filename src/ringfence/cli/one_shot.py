@@ -20,7 +20,8 @@ from e2b_code_interpreter import AsyncSandbox, OutputMessage
 from ringfence.core.config import Settings
 from ringfence.core.errors import BackendError
 from ringfence.integrations.backend import Backend, open_backend
-from ringfence.integrations.network import network_options
+from ringfence.integrations.learning import allow_list
+from ringfence.integrations.network import LEARN, network_options
 
 HOME = PurePosixPath("/home/user")
 _WORK = "/tmp/.ringfence-run"  # noqa: S108 - in the sandbox
@@ -55,10 +56,22 @@ async def run_one_shot(job: OneShot, settings: Settings) -> int:
     _end_on_sigterm()
     try:
         async with open_backend(settings, progress=_say) as backend, _sandbox(backend, job) as sandbox:
-            return await _run_in(sandbox, job)
+            status = await _run_in(sandbox, job)
+            if job.network == LEARN:
+                await _say_what_was_reached(backend, sandbox.sandbox_id)
+            return status
     except (BackendError, SandboxException, AuthenticationException, httpx.HTTPError) as error:
         _say(str(error) or type(error).__name__)
         return _NO_SANDBOX
+
+
+async def _say_what_was_reached(backend: Backend, sandbox_id: str) -> None:
+    reached = await allow_list(backend, sandbox_id)
+    if not reached:
+        _say("nothing was reached over the network; --network none is enough")
+        return
+    _say("reached over the network: " + ", ".join(reached))
+    _say(f"allow that and nothing else with --network {','.join(reached)}")
 
 
 def _end_on_sigterm() -> None:

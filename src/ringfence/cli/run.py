@@ -29,7 +29,10 @@ import click
 )
 @click.option("--template", help="Template of the sandbox.")
 @click.option(
-    "--network", help="What it may reach: none, packages, internet, or names and blocks separated by commas."
+    "--network",
+    metavar="WHAT",
+    help="What it may reach: none, packages, internet, or names and blocks by commas. learn: the internet; "
+    "prints which names it needed.",
 )
 @click.option(
     "--timeout",

@@ -3,18 +3,20 @@
 from typing import Any
 
 EVERYTHING = "0.0.0.0/0"
+LEARN = "learn"
+"""The internet, and afterwards the list of what was reached."""
 _PACKAGES = "@packages"
 _PUBLIC_INDEXES = ("pypi.org", "files.pythonhosted.org", "registry.npmjs.org")
 
 
 def network_options(choice: str | None, backend: str) -> dict[str, Any]:
-    """Options for `choice`: ``none``, ``packages``, ``internet``, or names, addresses and blocks separated by
-    commas. None: what the backend does by itself. A Ringfence server knows which package indexes its machine
+    """Options for `choice`: ``none``, ``packages``, ``internet``, ``learn``, or names, addresses and blocks
+    separated by commas. None: what the backend does by itself. A Ringfence server knows which package indexes its machine
     uses; on E2B's cloud they are the public ones.
     """
     if choice is None:
         return {}
-    if choice == "internet":
+    if choice in ("internet", LEARN):
         return {"allow_internet_access": True}
     if choice == "none":
         return {"allow_internet_access": False}

@@ -25,6 +25,7 @@ _MAX_PENDING = 128
 _QUIET_SECONDS = 5.0
 _MOST_REPORTS = 60
 _REPORT_SECONDS = 60.0
+_MOST_CONTACTS = 200
 _MAX_TEXT = 64 * 1024
 
 Report = Callable[[str, str], None]
@@ -231,6 +232,7 @@ class Gateway:
             close(outside, reset=True)
             return
         self._connections.add(connection)
+        self._reports.contact(connection.destination)
         self.usage.connections += 1
         connection.relay.start(head)
 
@@ -299,6 +301,13 @@ class _Reports:
         self._last: dict[str, float] = {}
         self._since = time.monotonic()
         self._count = 0
+        self._contacts: set[Destination] = set()
+
+    def contact(self, destination: Destination) -> None:
+        """Note the first connection to each destination."""
+        if destination not in self._contacts and len(self._contacts) < _MOST_CONTACTS:
+            self._contacts.add(destination)
+            self._report("info", f"reached {destination}")
 
     def give(self, level: str, sentence: str) -> bool:
         """Whether the sentence went out."""
