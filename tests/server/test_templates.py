@@ -377,3 +377,15 @@ def test_templates_survive_a_restart(launch: Callable[..., RunningServer], tmp_p
         with Sandbox.create(name, sandbox_url=server.url, **options) as sandbox:
             assert sandbox.commands.run("cat file").stdout == "kept\n"
         assert server.stop() == 0
+
+
+def test_a_replaced_build_lives_on_below_its_snapshots(server: RunningServer, api: dict[str, Any]) -> None:
+    name = new_name()
+    build(api, base().run_cmd("echo first > ~/file"), name)
+    with Sandbox.create(name, **server.options) as sandbox:
+        sandbox.files.write("more", "more\n")
+        snapshot = sandbox.create_snapshot()
+        build(api, base().run_cmd("echo second > ~/file"), name)
+        assert sandbox.commands.run("cat file").stdout == "first\n"
+    assert output(server, name, "cat file") == "second\n"
+    assert output(server, snapshot.snapshot_id, "cat file more") == "first\nmore\n"

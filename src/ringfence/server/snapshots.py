@@ -51,6 +51,10 @@ class Snapshots:
         own = [one for one in self._all.values() if one.owner == owner and not one.hidden]
         return sorted(own, key=lambda one: (one.created_at, one.snapshot_id), reverse=True)
 
+    def templates(self) -> set[str]:
+        """The keys of the templates that snapshots lie upon."""
+        return {one.template for one in self._all.values() if not one.hidden}
+
     def find(self, owner: str, wanted: str) -> Snapshot | None:
         """The owner's snapshot with this id or name, with or without a tag."""
         full = wanted if ":" in wanted else f"{wanted}:default"

@@ -52,7 +52,10 @@ class BuildLog:
 
 
 class Builds:
-    """All builds of this server. `live`: the templates of the sandboxes that there are now."""
+    """All builds of this server.
+
+    live: the templates of the sandboxes that there are now. pinned: keys of builds that snapshots lie upon.
+    """
 
     def __init__(
         self,
@@ -61,12 +64,15 @@ class Builds:
         catalog: Catalog,
         builder: TemplateBuilder,
         live: Callable[[], Iterable[Template]],
+        pinned: Callable[[], set[str]],
     ) -> None:
         self._engine = engine
         self._store = store
         self._catalog = catalog
         self._builder = builder
         self._live = live
+        self._pinned = pinned
+        self._leaving: set[str] = set()
         self._logs: dict[str, BuildLog] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(MAX_AT_ONCE)
@@ -131,7 +137,7 @@ class Builds:
 
     def forget_untagged(self, template_id: str) -> None:
         """Forget the finished builds of a template that no tag names any more."""
-        tagged = {tag.build_id for tag in self._store.tags(template_id)}
+        tagged = {tag.build_id for tag in self._store.tags(template_id)} | self._pinned()
         for build in self._store.builds(template_id)[:-1]:
             if build.status in ("ready", "error") and build.build_id not in tagged:
                 self._retire(build)
@@ -148,11 +154,8 @@ class Builds:
         self.collect()
 
     def _retire(self, build: BuildRow) -> None:
-        template = self._engine.built.get(build.build_id)
-        if template is not None:
-            self._engine.built.discard(build.build_id)
-            shared = {name for other in self._engine.built for name in other.snapshots}
-            self._store.hide_layers([name for name in template.snapshots if name not in shared])
+        if self._engine.built.get(build.build_id) is not None:
+            self._leaving.add(build.build_id)
         self._logs.pop(build.build_id, None)
         self._store.remove_build(build.build_id)
 
@@ -164,6 +167,7 @@ class Builds:
     async def _collect(self) -> None:
         if any(not task.done() for task in self._running.values()):
             return  # a build may be using any of them; its end comes here again
+        self._let_go()
         self._store.hide_old_layers(time.time() - _UNUSED_LAYERS_SECONDS)
         used = self._used_layers()
         for snapshot in self._store.hidden_layers():
@@ -176,12 +180,28 @@ class Builds:
                 continue
             self._store.remove_layer(snapshot)
 
+    def _let_go(self) -> None:
+        """Take retired builds out of service that no sandbox needs any more, for a fork of it for example."""
+        for key in self._leaving - {template.key for template in self._live()}:
+            self._leaving.discard(key)
+            template = self._engine.built.get(key)
+            if template is None:
+                continue
+            self._engine.built.discard(key)
+            shared = {name for other in self._engine.built for name in other.snapshots}
+            self._store.hide_layers([name for name in template.snapshots if name not in shared])
+
     def _used_layers(self) -> set[str]:
         """The snapshots that templates and sandboxes have, those of their images included."""
         templates = [*self._engine.built, *self._live()]
         roots = {template.root for template in templates}
         images = {template.template_id for template in self._engine.built if template.key in roots}
         return images | {name for template in templates for name in template.snapshots}
+
+    def sandbox_ended(self) -> None:
+        """Look for what can go now, if anything waits to."""
+        if self._leaving or self._store.hidden_layers():
+            self.collect()
 
     async def close(self) -> None:
         """Stop every build."""

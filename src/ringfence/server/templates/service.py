@@ -48,9 +48,10 @@ class TemplateService:
             self.catalog,
             TemplateBuilder(engine, self.store, images),
             lambda: [record.sandbox.template for record in registry.records()],
+            registry.snapshots.templates,
         )
         registry.resolve_template = self.catalog.resolve
-        registry.on_removal(lambda _: self._sandbox_ended())
+        registry.on_removal(lambda _: self.builds.sandbox_ended())
 
     async def __aenter__(self) -> Self:
         self.store.end_interrupted()
@@ -61,7 +62,3 @@ class TemplateService:
     async def __aexit__(self, *_: object) -> None:
         await self.builds.close()
         self.store.close()
-
-    def _sandbox_ended(self) -> None:
-        if self.store.hidden_layers():
-            self.builds.collect()
