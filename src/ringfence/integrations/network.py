@@ -11,8 +11,8 @@ _PUBLIC_INDEXES = ("pypi.org", "files.pythonhosted.org", "registry.npmjs.org")
 
 def network_options(choice: str | None, backend: str) -> dict[str, Any]:
     """Options for `choice`: ``none``, ``packages``, ``internet``, ``learn``, or names, addresses and blocks
-    separated by commas. None: what the backend does by itself. A Ringfence server knows which package indexes its machine
-    uses; on E2B's cloud they are the public ones.
+    separated by commas. None: what the backend does by itself. A Ringfence server knows which package
+    indexes its machine uses; on E2B's cloud they are the public ones.
     """
     if choice is None:
         return {}
