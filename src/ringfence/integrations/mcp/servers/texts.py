@@ -30,8 +30,7 @@ def instructions(settings: Settings, *, over_http: bool = False) -> str:
     if over_http:
         sessions = (
             "a call without session_id makes a new session, and its handle is in the result: pass it from "
-            "then "
-            "on. upload_file and download_file give addresses for large files."
+            "then on. upload_file and download_file give addresses for large files."
         )
     else:
         sessions = (
@@ -43,10 +42,8 @@ def instructions(settings: Settings, *, over_http: bool = False) -> str:
         f"persist from call to call; {sessions} Sessions are isolated from each other and from the computer "
         f"they run on. A session that is not used for {settings.lease} s ends; its handle then says what was "
         f'lost, and on_loss="replay" rebuilds it. Exceptions in the code are normal results with a '
-        f"traceback. "
-        f"Every result says whether variables were kept. Code that takes longer than "
-        f"{settings.mcp_patience:g} s "
-        f"goes on while the call answers; get_execution has the rest."
+        "traceback. Every result says whether variables were kept. Code that takes longer than "
+        f"{settings.mcp_patience:g} s goes on while the call answers; get_execution has the rest."
     )
 
 
@@ -54,8 +51,7 @@ def _installed(facts: "Facts | None") -> str:
     if facts is None or not facts.packages:
         return (
             "The data-science packages of the template (in the default one: pandas, numpy, scipy, "
-            "matplotlib, "
-            "scikit-learn and more) are installed."
+            "matplotlib, scikit-learn and more) are installed."
         )
     named = ", ".join(f"{name} {version}" for name, version in facts.packages.items())
     python = f"Python {facts.python} with " if facts.python else ""
@@ -70,8 +66,6 @@ def _limits(facts: "Facts | None") -> str:
         parts.append(f"{facts.cpus} CPU{'' if facts.cpus == 1 else 's'}")
     if facts.memory_mb:
         parts.append(f"{facts.memory_mb} MiB of memory (files included)")
-    if facts.network is False:
-        parts.append("no network")
     return f" The sandbox has {', '.join(parts)}." if parts else ""
 
 
@@ -88,21 +82,18 @@ def descriptions(
 ) -> dict[str, str]:
     """A description for every tool, by name. `facts` are None until there was a sandbox."""
     limit = f"{settings.exec_timeout:g}"
-    offline = settings.mcp_network == "none" or (facts is not None and facts.network is False)
+    offline = settings.mcp_network == "none"
     return {
         "execute_code": (
             f"Run Python (IPython) in {_place(settings)}. State persists: variables, imports and files of "
-            f"earlier calls in the same session are there. The value of the last expression is returned as "
-            f"in "
-            f"a notebook, with stdout, stderr and the traceback of an exception; matplotlib, plotly and PIL "
-            f"pictures come back as images (call plt.show() or leave the figure last). Long output is cut to "
-            f"its head and tail, the whole is kept in a file of the sandbox. The working directory is "
-            f"/home/user. {_installed(facts)}{_limits(facts)}{_network(settings)} "
-            f"After timeout_s (default {limit}) the code is "
-            f"interrupted and variables are kept. Work that takes longer than {settings.mcp_patience:g} s "
-            f"goes "
-            f"on while the call answers with its execution_id for get_execution; background=true answers at "
-            f"once."
+            "earlier calls in the same session are there. The value of the last expression is returned as "
+            "in a notebook, with stdout, stderr and the traceback of an exception; matplotlib, plotly and "
+            "PIL pictures come back as images (call plt.show() or leave the figure last). Long output is "
+            "cut to its head and tail, the whole is kept in a file of the sandbox. The working directory is "
+            f"/home/user. {_installed(facts)}{_limits(facts)}{_network(settings)} After timeout_s (default "
+            f"{limit}) the code is interrupted and variables are kept. Work that takes longer than "
+            f"{settings.mcp_patience:g} s goes on while the call answers with its execution_id for "
+            "get_execution; background=true answers at once."
         ),
         "get_execution": (
             "The output so far of an execution, or its result when it has ended. Waits up to wait_s seconds "
@@ -113,17 +104,15 @@ def descriptions(
             "Variables are kept."
         ),
         "run_command": (
-            f"Run a bash command in the session's sandbox (git, ls, unzip, pytest, …). Each command is a new "
-            f"shell in /home/user; files are shared with execute_code, Python variables are not. Killed "
-            f"after "
-            f"timeout_s (default {limit})."
+            "Run a bash command in the session's sandbox (git, ls, unzip, pytest, …). Each command is a new "
+            "shell in /home/user; files are shared with execute_code, Python variables are not. Killed "
+            f"after timeout_s (default {limit})."
         ),
         "install_packages": _install_text(offline=offline),
         "list_files": "List a directory of the sandbox: depth > 1 descends; pattern filters names.",
         "read_file": (
             "Read a text file of the sandbox by pages of lines (offset, limit), or look at a PNG, JPEG, GIF "
-            "or "
-            "WebP picture."
+            "or WebP picture."
         ),
         "write_file": "Create or replace a text file in the sandbox; directories are made as needed.",
         "export_notebook": (
@@ -137,9 +126,9 @@ def descriptions(
             + 'on_loss="replay": should its sandbox be lost, it is rebuilt by running its cells again.'
         ),
         "fork_session": (
-            "Copy a session as it is now: its files and, where the backend copies memory too, its variables; "
-            "the answer says which. To try something without touching the original. Returns the copy's "
-            "session_id."
+            "Copy a session as it is now: its files and, where the backend copies memory too, its "
+            "variables; the answer says which. To try something without touching the original. Returns the "
+            "copy's session_id."
         ),
         "list_sessions": "List the open sessions: handles, idle time, and what runs; and those that were "
         "lost.",
@@ -166,24 +155,23 @@ def _transfer_texts(*, over_http: bool) -> dict[str, str]:
     if over_http:
         return {
             "upload_file": (
-                "Put a file into the sandbox: from text (content) or from base64 (content_base64); with path "
-                "alone, the answer is an address to which a file of any size can be sent."
+                "Put a file into the sandbox: from text (content) or from base64 (content_base64); with "
+                "path alone, the answer is an address to which a file of any size can be sent."
             ),
             "download_file": (
-                "Bring a file out of the sandbox: as content of the answer if it is small, and by an address "
-                "in any case."
+                "Bring a file out of the sandbox: as content of the answer if it is small, and by an "
+                "address in any case."
             ),
         }
     return {
         "upload_file": (
-            "Put a file into the sandbox: from the user's computer (local_path, in an allowed directory; any "
-            "size, it does not pass through the conversation), from text (content) or from base64 "
+            "Put a file into the sandbox: from the user's computer (local_path, in an allowed directory; "
+            "any size, it does not pass through the conversation), from text (content) or from base64 "
             "(content_base64). Give exactly one of them."
         ),
         "download_file": (
             "Bring a file out of the sandbox: to the user's computer (local_path, in an allowed directory; "
-            "any "
-            "size), or without local_path as content of the answer (small files only). An existing file is "
-            "replaced only with overwrite."
+            "any size), or without local_path as content of the answer (small files only). An existing file "
+            "is replaced only with overwrite."
         ),
     }

@@ -1,4 +1,4 @@
-"""What is really in force in a sandbox: Python, packages, limits, network.
+"""What is really in force in a sandbox: Python, packages, limits.
 
 It is found out once, and then told to models. A sandbox's own word is not trusted with what every caller
 reads: of its answer only numbers, and versions of packages that are asked for, pass.
@@ -51,7 +51,6 @@ class Facts:
     packages: dict[str, str] = field(default_factory=dict)
     cpus: int | None = None
     memory_mb: int | None = None
-    network: bool | None = None
     isolation: str | None = None
 
 
@@ -71,7 +70,6 @@ async def find_facts(sandbox: AsyncSandbox, isolation: dict[str, Any] | None) ->
         packages=_trusted(versions if isinstance(versions, dict) else {}),
         cpus=cpus,
         memory_mb=memory,
-        network=_network(isolation),
         isolation=(isolation or {}).get("level"),
     )
 
@@ -82,14 +80,6 @@ def _trusted(versions: dict[str, Any]) -> dict[str, str]:
         for name in PACKAGES
         if isinstance(version := versions.get(name), str) and _VERSION.match(version)
     }
-
-
-def _network(isolation: dict[str, Any] | None) -> bool | None:
-    """False when the server says that sandboxes have nothing but loopback; None when it does not say."""
-    for layer in (isolation or {}).get("layers", ()):
-        if layer.get("name") == "no network but loopback" and layer.get("in_force"):
-            return False
-    return None
 
 
 async def _ask(sandbox: AsyncSandbox) -> dict[str, Any]:

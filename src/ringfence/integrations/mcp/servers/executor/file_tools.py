@@ -142,8 +142,7 @@ class FileTools(Tools):
             if size > files.MAX_BLOB:
                 text = (
                     f"{path} ({size_text(size)}) is too large for an answer: GET {record['download_url']} "
-                    f"with "
-                    f"the same Authorization header as this connection's."
+                    "with the same Authorization header as this connection's."
                 )
                 return self._plain(text, record)
         content = await files.as_content(session.sandbox, path, size)
@@ -201,7 +200,7 @@ class FileTools(Tools):
         if len(data) > files.MAX_BLOB:
             raise ToolError(
                 f"The session was lost and its notebook ({size_text(len(data))}) is too large for an answer; "
-                f"give "
+                "give "
                 'local_path, or rebuild the session with on_loss="replay" first.'
             )
         contents = TextResourceContents(

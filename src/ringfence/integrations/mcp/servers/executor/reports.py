@@ -120,14 +120,13 @@ def _error_record(cell: Cell) -> dict[str, str] | None:
 def _hint(cell: Cell, where: Surroundings) -> str | None:
     if cell.status == "timeout":
         return (
-            f"The code ran longer than timeout_s={cell.exec_timeout:g} and was interrupted. Give a "
-            f"larger timeout_s, do the "
-            f"work in smaller steps, or set background=true and ask with get_execution."
+            f"The code ran longer than timeout_s={cell.exec_timeout:g} and was interrupted. Give a larger "
+            "timeout_s, do the work in smaller steps, or set background=true and ask with get_execution."
         )
     if cell.status is None:
         return (
-            f"It goes on (until timeout_s={cell.exec_timeout:g}). get_execution with execution_id="
-            f"{cell.execution_id} waits for it, interrupt_execution ends it."
+            f"It goes on (until timeout_s={cell.exec_timeout:g}). get_execution with "
+            f"execution_id={cell.execution_id} waits for it, interrupt_execution ends it."
         )
     if cell.status == "output_limit":
         return "The code wrote more than can be taken and was interrupted; write to a file instead."

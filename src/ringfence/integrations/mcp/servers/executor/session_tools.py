@@ -32,8 +32,8 @@ class SessionTools(Tools):
         text = f" Its files are those of {session.handle}."
         if fork.restarted:
             text += (
-                " Variables were NOT copied (this backend copies files only): run the cells that define what "
-                "is needed again."
+                " Variables were NOT copied (this backend copies files only): run the cells that define "
+                "what is needed again."
             )
         return await self._made(fork, text)
 
@@ -58,8 +58,8 @@ class SessionTools(Tools):
             "lease_s": self._settings.lease,
         }
         text = (
-            f"Session {session.handle} is ready ({backend.describe()}). Pass it as session_id. "
-            f"It ends after {self._settings.lease} s without use, or with close_session.{addition}"
+            f"Session {session.handle} is ready ({backend.describe()}). Pass it as session_id. It ends after "
+            f"{self._settings.lease} s without use, or with close_session.{addition}"
         )
         result = self._plain(text, record)
         # The whole table is for programs; a model has enough of the level.
@@ -81,9 +81,9 @@ class SessionTools(Tools):
                 }
             )
         lines = [
-            f"{row['session_id']}{' (default)' if row['default'] else ''}: {row['contents']}, "
-            f"idle {row['idle_s']} s, "
-            f"{len(row['running'])} running{': ' + ', '.join(row['running']) if row['running'] else ''}"
+            f"{row['session_id']}{' (default)' if row['default'] else ''}: {row['contents']}, idle "
+            f"{row['idle_s']} s, {len(row['running'])} "
+            f"running{': ' + ', '.join(row['running']) if row['running'] else ''}"
             for row in rows
         ]
         lines += [f"{handle}: lost ({why})" for handle, why in self.sessions.losses()]

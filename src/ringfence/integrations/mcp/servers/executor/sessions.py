@@ -289,8 +289,7 @@ class Sessions:
             if "501" in str(error) or "not implemented" in str(error):
                 raise ToolError(
                     "This backend cannot fork sandboxes. Make a session with create_session and run the "
-                    "cells "
-                    "that it needs there."
+                    "cells that it needs there."
                 ) from error
             raise
         if isinstance(made, Exception):

@@ -140,8 +140,7 @@ def _check(kind: AuthKind, http: HttpSettings, settings: Settings, host: str) ->
         raise ConfigurationError(
             f"{host} can be reached from other machines, so callers need a token: set RINGFENCE_MCP_TOKENS "
             "(or RINGFENCE_URL, to accept that server's API keys, or RINGFENCE_MCP_OAUTH_ISSUER), or listen "
-            "on "
-            "127.0.0.1"
+            "on 127.0.0.1"
         )
     if kind == "tokens" and not http.named_tokens():
         raise ConfigurationError("RINGFENCE_MCP_AUTH is tokens, but RINGFENCE_MCP_TOKENS is not set")
