@@ -33,6 +33,7 @@ _APPARMOR = (
     "profile with the rule `userns,` for its interpreter, or set "
     "kernel.apparmor_restrict_unprivileged_userns=0"
 )
+TRANSPARENT_NETWORK = "transparent TCP in a network namespace"
 _TRANSPARENT = (
     "a kernel with nf_tables and nft_tproxy (CONFIG_NFT_TPROXY; as modules: modprobe nf_tables nft_tproxy); "
     "without, programs in sandboxes need HTTP_PROXY and the like, which are set then"
@@ -85,7 +86,7 @@ def detect_features() -> tuple[Feature, ...]:
 
 def transparent_network() -> Feature:
     """Whether the kernel can lead connections to any address to one listener. Forks."""
-    return _feature("transparent TCP in a network namespace", _transparent, _TRANSPARENT)
+    return _feature(TRANSPARENT_NETWORK, _transparent, _TRANSPARENT)
 
 
 def namespace_remedy() -> str:

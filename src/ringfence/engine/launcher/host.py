@@ -8,7 +8,7 @@ from ringfence.core.errors import LimitError, UnsupportedHostError
 from ringfence.engine.isolation import cgroups, landlock, linux, probe, userns
 
 _IDMAPPED = "id-mapped mounts"
-_OPTIONAL = frozenset({"Landlock", "cgroups"})
+_OPTIONAL = frozenset({"Landlock", "cgroups", probe.TRANSPARENT_NETWORK})
 """Features whose absence only weakens a layer; the report tells of it."""
 
 
