@@ -1,6 +1,7 @@
 """Contexts: made, listed, restarted, removed; each with its own state and directory."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import httpx
@@ -102,6 +103,9 @@ def test_a_changed_package_takes_effect_with_a_restart(server, changing_package,
         assert (
             sandbox.run_code("[name for name in sys.modules if name.startswith('ringfence.')]").text == "[]"
         )
+        assert sandbox.run_code("echo also", language="bash").logs.stdout == ["also\n"]
+        if shutil.which("node"):
+            assert sandbox.run_code("const a: string = 'also'; a", language="ts").text == "also"
         execution = sandbox.run_code("import matplotlib.pyplot as plt\nplt.plot([1, 2]);\nplt.show()\n1/0")
         assert len(execution.results) == 1
         assert execution.error.name == "ZeroDivisionError"

@@ -81,6 +81,9 @@ def test_output_streams_and_keeps_its_order(server, run):
         ("import { only } from 'installed'; only", "esm"),
         ("`${await import('os').then((os) => typeof os.cpus)}`", "function"),
         ("import.meta.dirname === process.cwd()", "true"),
+        ("import {\n  sep,\n  posix as p\n} from 'path'\n[p.sep, sep].join()", "/,/"),
+        ("({import: 1, export: `import x from 'y'`}).import", "1"),
+        ("import { one as o } from './one.mjs'; export { o }; export default class {}\n; o", "1"),
         ("export const z = 1; export default function g() { return z + 1 }; g()", "2"),
     ],
 )

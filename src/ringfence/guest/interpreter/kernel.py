@@ -120,6 +120,7 @@ class Kernel:
         self._memory = memory
         self._oom_kills = memory.oom_kills()
         self._run: Run | None = None
+        self._interrupts = 0
         self._idle: list[tuple[StreamName, str]] = []
         self._idle_room = limits
         self._stdout = OutputPipe(
@@ -180,7 +181,9 @@ class Kernel:
             run.finish(self.ended.result())
             return
         self._run = run
-        await self._send({"op": "execute", "code": run.code, "env": run.env, "silent": run.silent})
+        cell = {"op": "execute", "code": run.code, "env": run.env, "silent": run.silent}
+        # A kernel that hears of interrupts late can tell by their number which were for the cells before.
+        await self._send({**cell, "interrupts": self._interrupts})
 
     def note(self, text: str) -> None:
         """Tell the user of the cell that runs something of our own; nothing when none runs."""
@@ -212,6 +215,7 @@ class Kernel:
 
     def _signal(self, number: signal.Signals) -> None:
         if self._pid and not self.ended.done():
+            self._interrupts += number == signal.SIGINT
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)
 

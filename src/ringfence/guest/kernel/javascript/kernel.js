@@ -11,7 +11,7 @@ const { setImmediate } = require('node:timers');
 const { isPromise, isNativeError } = require('node:util').types;
 const { bundleOf, describeError, helpers, isEmpty } = load('display');
 const { Channel, installStreams } = load('channel');
-const { watchInterrupts } = load('interrupts');
+const { watchInterrupts, enter, leave } = load('interrupts');
 const modules = load('modules');
 
 const channel = new Channel(control);
@@ -47,12 +47,14 @@ function take() {
   cells.push(...channel.messages.splice(0).filter((message) => message.op === 'execute'));
   if (cell === null && cells.length) {
     const request = cells.shift();
-    cell = { code: String(request.code), env: request.env || {}, id: request.id, before: {}, number: ++count };
+    const { id, env = {}, interrupts = 0 } = request;
+    cell = { code: String(request.code), env, id, interrupts, before: {}, number: ++count };
     setImmediate(begin, cell);
   }
 }
 
 function begin(current) {
+  enter(current.interrupts);
   for (const [name, value] of Object.entries(current.env)) {
     current.before[name] = process.env[name];
     process.env[name] = value;
@@ -146,11 +148,13 @@ function finished(current, value) {
 }
 
 function failed(current, error, details, code) {
+  leave();
   channel.exchange({ event: 'error', ...describeError(error, details, code) });
   end(current);
 }
 
 function end(current) {
+  leave();
   for (const [name, value] of Object.entries(current.before)) {
     if (value === undefined) {
       delete process.env[name];

@@ -20,6 +20,12 @@ function install() {
   own.resolve = (specifier, options) => here().resolve(specifier, options);
   Object.defineProperty(own, 'cache', { get: () => require.cache });
   Object.defineProperty(globalThis, 'require', { ...hidden, value: own });
+  const warn = process.emitWarning;
+  process.emitWarning = (warning, ...rest) => {
+    if (!String(warning).includes('USE_MAIN_CONTEXT_DEFAULT_LOADER')) {
+      warn(warning, ...rest); // that the loader below is experimental is nothing a cell could change
+    }
+  };
 }
 
 function base() {
@@ -82,15 +88,7 @@ function importFrom(directory, specifier, options) {
     return load.import(relative ? pathToFileURL(path.resolve(directory, specifier)).href : specifier);
   }
   const settings = { filename: path.join(directory, '[cell].js'), importModuleDynamically: loader };
-  const warn = process.emitWarning;
-  process.emitWarning = () => {}; // that this loader is experimental is nothing the cell could change
-  let run;
-  try {
-    run = vm.compileFunction('return import(specifier, options)', ['specifier', 'options'], settings);
-  } finally {
-    process.emitWarning = warn;
-  }
-  return run(specifier, options);
+  return vm.compileFunction('return import(specifier, options)', ['specifier', 'options'], settings)(specifier, options);
 }
 
 // The cell with its import and export statements made into what a script may have. Throws SyntaxError.
@@ -207,19 +205,20 @@ function importStatement(code, tokens, start) {
   const pattern = names.map(([name, local]) => `${JSON.stringify(name)}: ${local}`).join(', ');
   if (namespace !== null) {
     const more = pattern ? `, { ${pattern} } = ${namespace}` : '';
-    return { text: `const ${namespace} = await ${IMPORT}(${specifier}, ${options})${more}`, end };
+    return { text: `const ${namespace} = await ${IMPORT}(${specifier}, ${options})${more};`, end };
   }
   if (!names.length) {
-    return { text: `void await ${IMPORT}(${specifier}, ${options})`, end };
+    return { text: `void await ${IMPORT}(${specifier}, ${options});`, end };
   }
-  return { text: `const { ${pattern} } = await ${IMPORT}(${specifier}, ${options}, ${wanted})`, end };
+  return { text: `const { ${pattern} } = await ${IMPORT}(${specifier}, ${options}, ${wanted});`, end };
 }
 
 // Between the braces: adds pairs of exported and local name; returns where the closing one is.
 function namedImports(tokens, start, names) {
   let i = start;
   while (tokens[i].text !== '}') {
-    const name = tokens[i].isString ? JSON.parse(tokens[i].text.replace(/^'|'$/g, '"')) : tokens[i].text;
+    const { text } = tokens[i];
+    const name = /^['"]/.test(text) ? text.slice(1, -1) : text;
     const renamed = tokens[i + 1].text === 'as';
     names.push([name, renamed ? tokens[i + 2].text : name]);
     i += renamed ? 3 : 1;
@@ -233,7 +232,9 @@ function namedImports(tokens, start, names) {
 function exportStatement(tokens, start) {
   let i = start + 1;
   if (tokens[i].text === 'default') {
-    return { text: '', end: tokens[i].end };
+    const [what, named] = tokens.slice(i + 1, i + 3).map((token) => token.text);
+    const nameless = ['class', 'function'].includes(what) && ['{', '(', 'extends'].includes(named);
+    return { text: nameless ? 'void' : '', end: tokens[i].end };
   }
   if (tokens[i].text !== '{' && tokens[i].text !== '*') {
     return { text: '', end: tokens[start].end };
