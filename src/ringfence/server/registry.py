@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ringfence.core.errors import RingfenceError
@@ -11,6 +11,7 @@ from ringfence.core.ids import is_sandbox_id, new_sandbox_id, new_token
 from ringfence.engine.lease import Leases
 from ringfence.engine.model import Exit, Limits, SandboxSpec, Template
 from ringfence.server.errors import ApiError, from_engine, quota_reached
+from ringfence.server.limits import with_requested
 from ringfence.server.models import NetworkUpdate, NewSandbox
 from ringfence.server.network import rules_of, update_network
 from ringfence.server.records import LogLine, Record
@@ -125,7 +126,7 @@ class Registry:
             template=template.key,
             env=request.env_vars,
             access_token=new_token() if secure else None,
-            limits=self._limits(template),
+            limits=self._limits(template, request.metadata),
             network=rules_of(self._engine, network, request.allow_internet_access),
             snapshots=chain,
         )
@@ -219,8 +220,8 @@ class Registry:
             raise ApiError(404, f"template '{name}' not found")
         return template
 
-    def _limits(self, template: Template) -> Limits:
-        limits = template.limits
+    def _limits(self, template: Template, metadata: Mapping[str, str]) -> Limits:
+        limits = with_requested(template.limits, metadata, self._max_memory_mb)
         if self._max_memory_mb is None or limits.memory_mb <= self._max_memory_mb:
             return limits
         return Limits(**{**vars(limits), "memory_mb": self._max_memory_mb})
