@@ -1,6 +1,7 @@
 """HTTPS: with a certificate of the operator's, or one made for local use that clients can trust."""
 
 import http.client
+import json
 import os
 import ssl
 import subprocess
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2b import Sandbox
 
 from ringfence.core.errors import ConfigurationError
 from ringfence.server.serve import run
@@ -60,17 +60,14 @@ with Sandbox.create("base") as sandbox:
 def test_a_sandbox_has_a_host_name_of_its_own(secure: tuple[Any, Path]) -> None:
     running, authority = secure
     port = int(running.url.rpartition(":")[2])
-    before = os.environ.get("SSL_CERT_FILE")
-    os.environ["SSL_CERT_FILE"] = str(authority)
-    try:
-        sandbox = Sandbox.create("base", **running.options)
-        host = f"49983-{sandbox.sandbox_id}.{DOMAIN}"
-        assert ask(authority, port, host, "/health", {}).status == 204
-        sandbox.kill()
-    finally:
-        os.environ.pop("SSL_CERT_FILE")
-        if before is not None:
-            os.environ["SSL_CERT_FILE"] = before
+    context = ssl.create_default_context(cafile=str(authority))
+    api = http.client.HTTPSConnection("127.0.0.1", port, context=context)
+    headers = {"X-API-Key": running.key, "Content-Type": "application/json"}
+    api.request("POST", "/v2/sandboxes", body='{"templateID": "base"}', headers=headers)
+    sandbox_id = json.load(api.getresponse())["sandboxID"]
+    api.close()
+    host = f"49983-{sandbox_id}.{DOMAIN}"
+    assert ask(authority, port, host, "/health", {}).status == 204
 
 
 def test_a_name_of_somebody_else_is_not_certified(secure: tuple[Any, Path]) -> None:
