@@ -112,6 +112,21 @@ class Image:
         (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
         (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
+    def write_archive(self, path: Path) -> None:
+        """Write what ``docker save`` writes."""
+        names = [f"{number}/layer.tar" for number in range(len(self.layers))]
+        listed = json.dumps([{"Config": "config.json", "RepoTags": None, "Layers": names}]).encode()
+        parts = [gzip.decompress(part) for part in self.layers]
+        path.write_bytes(
+            gzip.decompress(
+                layer(
+                    ("config.json", self.config_blob, 0o644),
+                    *((name, part, 0o644) for name, part in zip(names, parts, strict=True)),
+                    ("manifest.json", listed, 0o644),
+                )
+            )
+        )
+
 
 def digest(data: bytes) -> str:
     """The digest as registries write it."""

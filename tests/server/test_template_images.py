@@ -29,6 +29,7 @@ def image_server(
     """A server that may use registries on loopback and the images in its ``images`` directory."""
     directory = tmp_path_factory.mktemp("images")
     images.shell_image().write_layout(directory / "layout", "one")
+    images.shell_image().write_archive(directory / "saved.tar")
     server = starting(
         tmp_path_factory.mktemp("data"),
         templates="base",
@@ -107,9 +108,10 @@ def test_a_dockerfile(image_server: RunningServer, registry: Any, tmp_path: Path
         assert sandbox.commands.run("cat /app/app.txt; stat -c %U /app/app.txt").stdout == "appdocker\nroot\n"
 
 
-def test_a_layout_of_the_operators(image_server: RunningServer) -> None:
+@pytest.mark.parametrize("image", ["oci:layout:one", "docker-archive:saved.tar"])
+def test_an_image_of_the_operators(image_server: RunningServer, image: str) -> None:
     name = new_name()
-    build(image_server, Template().from_image("oci:layout:one").run_cmd("echo $GREETING > ~/x"), name)
+    build(image_server, Template().from_image(image).run_cmd("echo $GREETING > ~/x"), name)
     with Sandbox.create(name, **image_server.options) as sandbox:
         assert sandbox.commands.run("cat ~/x").stdout == "hello there\n"
 
