@@ -37,10 +37,9 @@ def first() -> Iterator[int]:
     assert outer.stdout is not None
     for _ in range(2):
         assert outer.stdout.readline() == b"ready\n"
-    yield children(outer.pid)[0]
-    outer.kill()
-    for pid in children(outer.pid):
-        os.kill(pid, signal.SIGKILL)
+    (pid,) = children(outer.pid)
+    yield pid
+    os.kill(pid, signal.SIGKILL)  # and with it all of its namespace; then the outer one ends, too
     outer.wait()
     outer.stdout.close()
 
