@@ -64,16 +64,13 @@ def launcher(server: RunningServer) -> int:
 
 def guest_zygote(server: RunningServer) -> int:
     above = launcher(server)
-    return next(
-        one.pid
-        for one in family(server)
-        if one.parent == above and "zygote.guest" in one.command and one.innermost != 1
-    )
+    return min(one.pid for one in family(server) if one.parent == above and "zygote.guest" in one.command)
 
 
 def kernel_zygote(server: RunningServer) -> int:
+    """The oldest of its kind: nurseries are its forks, and the launcher adopts them."""
     above = launcher(server)
-    return next(one.pid for one in family(server) if one.parent == above and " -c " in one.command)
+    return min(one.pid for one in family(server) if one.parent == above and " -c " in one.command)
 
 
 def egress(server: RunningServer) -> int:
@@ -176,6 +173,7 @@ def test_killed_guests_are_announced_and_the_others_go_on(launch: Launch, tmp_pa
     with load(server) as sandboxes:
         idle = sandboxes[-1]
         idle.run_code("x = 20")
+        assert wait_for(lambda: any(one.command.startswith("sleep 1000") for one in family(server)))
         crowded = {_namespace(one.pid) for one in family(server) if one.command.startswith("sleep 1000")}
         busy = [pid for pid in guests(server) if _namespace(pid) in crowded - {""}]
         assert busy
