@@ -131,6 +131,14 @@ def test_a_request_for_another_name(request_: bytes) -> None:
 _UPGRADE = b"GET / HTTP/1.1\r\nHost: public.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
+def test_a_word_is_passed_on_before_its_line_ends() -> None:
+    inspection = Inspection(HOST, 8080)
+    assert inspection.from_client(b"PI") == b"PI"
+    assert inspection.from_client(b"NG now") == b"NG now"
+    assert inspection.from_client(b"\r\nmore") == b"\r\nmore"
+    assert inspection.from_client(b"GET / HTTP/1.1\r\n") == b"GET / HTTP/1.1\r\n"
+
+
 def test_a_websocket() -> None:
     inspection = Inspection(HOST, 8080)
     assert inspection.from_client(_UPGRADE + b"frame") == _UPGRADE

@@ -44,6 +44,7 @@ class Inspection:
         self._host = host
         self._port = port
         self._kept = b""
+        self._passed = 0
         self._http: _HttpRequests | None = None
         self._done = False
 
@@ -60,12 +61,15 @@ class Inspection:
             raise ForgedNameError("on port 443 it does not start with a TLS handshake")
         kind = _is_http(self._kept) if self._port != _HTTP else True
         if kind is None:
-            return b""
+            # It may be a client that sends a word and waits. A server cannot act on part of a request, so
+            # this much may pass before it is known whether it becomes one.
+            self._passed = len(self._kept)
+            return data
         if not kind:
             return self._pass()
         self._http = _HttpRequests(self._host)
         kept, self._kept = self._kept, b""
-        return self._http.feed(kept)
+        return self._http.feed(kept)[self._passed :]
 
     def from_server(self, data: bytes) -> bytes:
         """See `Inspector`."""
@@ -74,7 +78,7 @@ class Inspection:
     def _pass(self) -> bytes:
         self._done = True
         kept, self._kept = self._kept, b""
-        return kept
+        return kept[self._passed :]
 
     def _tls(self) -> bytes:
         hello = client_hello(self._kept)
