@@ -46,6 +46,7 @@ lock: $(READY)
 			$$([ $$name = code-interpreter-v1 ] || echo --constraint $(REQUIREMENTS)/code-interpreter-v1.txt) \
 			--output-file $(REQUIREMENTS)/$$name.txt $(REQUIREMENTS)/$$name.in || exit 1; \
 	done
+	@cd $(REQUIREMENTS)/node && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+NODE_MODULES = "/usr/lib/ringfence/node_modules"
+"""Where a template has the packages that the JavaScript kernel needs."""
+
 
 @dataclass(frozen=True)
 class GuestConfig:
@@ -11,6 +14,7 @@ class GuestConfig:
     env: variables of every process started in the sandbox (template's, then the request's).
     single_id: there is only uid 1000 inside, and processes of ``root`` run as it too.
     memory_bytes, disk_bytes, cpus: limits, for metrics.
+    node_modules: where the packages of the JavaScript kernel are.
     fresh_kernels: start each kernel as a new program instead of forking a warmed one.
     """
 
@@ -25,6 +29,7 @@ class GuestConfig:
     disk_bytes: int = 0
     cpus: float = 1.0
     python: str = "/usr/local/bin/python3"
+    node_modules: str = NODE_MODULES
     fresh_kernels: bool = False
 
     @property

@@ -63,7 +63,7 @@ def test_a_template_has_all_that_a_sandbox_needs() -> None:
 
     said.clear()
     assert ensure_template("code-interpreter-mini", default_cache_dir(), said.append) == template
-    assert said == []
+    assert [line for line in said if not line.startswith("JavaScript cells")] == []  # without npm
 
 
 def test_templates_of_the_same_packages_share_them() -> None:

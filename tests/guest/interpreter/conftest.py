@@ -21,7 +21,10 @@ from packaging.version import Version
 from starlette.applications import Starlette
 
 import ringfence.guest.kernel
-from ringfence.guest.config import GuestConfig
+from ringfence.engine.settings import default_cache_dir
+from ringfence.engine.templates.cache import LayerCache
+from ringfence.engine.templates.node import ensure_node_modules
+from ringfence.guest.config import NODE_MODULES, GuestConfig
 from ringfence.guest.interpreter.app import build
 from ringfence.guest.interpreter.nursery import NurseryClient
 from ringfence.guest.interpreter.pool import KernelPool
@@ -115,11 +118,22 @@ def home(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def node_modules() -> str:
+    """Where the JavaScript kernel's packages are on this machine; a place that is not there when it cannot
+    have them.
+    """
+    trees = ensure_node_modules(LayerCache(default_cache_dir() / "templates"), print)
+    return f"{trees[0]}{NODE_MODULES}" if trees else NODE_MODULES
+
+
 @pytest.fixture
-def config(home: Path) -> GuestConfig:
+def config(home: Path, node_modules: str) -> GuestConfig:
     """A guest with one id, as without root, so that no user has to exist."""
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "FROM_SANDBOX": "yes"}
-    return GuestConfig("isandbox", "base", env=env, default_workdir=str(home), single_id=True)
+    return GuestConfig(
+        "isandbox", "base", env=env, default_workdir=str(home), single_id=True, node_modules=node_modules
+    )
 
 
 @dataclass

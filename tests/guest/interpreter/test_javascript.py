@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import httpx
 import pytest
+from e2b.exceptions import SandboxException
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js on this machine")
 
@@ -253,3 +255,13 @@ def test_many_interrupts(server, run):
         [error] = errors(execute(server, f"kept += 1; {code}", timeout=0.2))
         assert error["name"] == "TimeoutError"
     assert run("kept").text == "6"
+
+
+def test_without_sucrase_it_is_told_what_to_do(new_server, config, tmp_path):
+    sandbox = new_server(replace(config, node_modules=str(tmp_path / "none"))).sandbox()
+    for language in ("js", "typescript"):
+        with pytest.raises(SandboxException, match=r"500.*need Sucrase in .*npm.*start the server again"):
+            sandbox.run_code("1", language=language)
+        with pytest.raises(SandboxException, match=r"500.*need Sucrase"):
+            sandbox.create_code_context(language=language)
+    assert [context.language for context in sandbox.list_code_contexts()] == ["python"]

@@ -14,6 +14,7 @@ from ringfence.engine.templates.interpreter import (
     copy_interpreter,
     find_interpreter,
 )
+from ringfence.engine.templates.node import ensure_node_modules
 from ringfence.engine.templates.skeleton import host_root_directories, plan_skeleton
 from ringfence.engine.templates.tools import ensure_tools, own_tools
 
@@ -52,7 +53,7 @@ def _assemble(
     if not interpreter.in_place:
         root_layers.append(_ensure_interpreter(interpreter, cache, progress))
     environment = _ensure_environment(definition, environment_key, interpreter, cache, progress)
-    tools = ensure_tools(cache, progress)
+    tools = (ensure_tools(cache, progress), *ensure_node_modules(cache, progress))
     host = [
         Layer(directory, (*own_tools(tools, directory), Path(directory)))
         for directory in host_root_directories()

@@ -1,5 +1,6 @@
 """Programs of our own that every template has: they lie over the host's, in a layer of their own."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import ringfence.guest.sudo
@@ -23,7 +24,7 @@ def ensure_tools(cache: LayerCache, progress: Progress) -> Path:
     return cache.ensure("tools", plan.key(), lambda work, _: plan.write(work / "tree"), progress) / "tree"
 
 
-def own_tools(tools: Path, directory: str) -> tuple[Path, ...]:
-    """What of the tree `tools` belongs over the host's `directory`."""
-    own = tools / directory.lstrip("/")
-    return (own,) if own.is_dir() else ()
+def own_tools(trees: Iterable[Path], directory: str) -> tuple[Path, ...]:
+    """What of the trees belongs over the host's `directory`."""
+    own = (tree / directory.lstrip("/") for tree in trees)
+    return tuple(path for path in own if path.is_dir())

@@ -18,7 +18,7 @@ _LARGEST = 64 * 1024
 @dataclass(frozen=True)
 class Language:
     """A language as a context has it. `kernel` is the program that runs it: ``python``, ``bash``,
-    ``javascript``, or ``jupyter`` with the directory of its kernelspec as `spec`.
+    ``javascript`` with the directory of its packages as `spec`, or ``jupyter`` with that of its kernelspec.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Language:
 
     def default(self) -> "Language":
         """The language that the default context of this kernel has."""
-        return JAVASCRIPT if self.kernel == JAVASCRIPT.kernel else self
+        return replace(self, name=JAVASCRIPT.name) if self.kernel == JAVASCRIPT.kernel else self
 
 
 PYTHON = Language("python", "python")
@@ -47,15 +47,24 @@ _OWN = {
 
 class Languages:
     """The languages of this sandbox, as they are now: kernels may be installed at any time. `home`: where
-    those of the user are.
+    those of the user are. `node_modules`: where the packages of the JavaScript kernel are.
     """
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, node_modules: str) -> None:
+        self._node_modules = node_modules
         self._directories = (f"{home}/.local/share/jupyter/kernels", *_KERNEL_DIRECTORIES)
 
-    def has_node(self) -> bool:
-        """Whether JavaScript can run."""
-        return any(shutil.which(name, path=PATH) for name in ("node", "nodejs"))
+    def missing_for_javascript(self) -> str | None:
+        """What JavaScript needs and this sandbox has not, and what to do about it; None when it can run."""
+        if not any(shutil.which(name, path=PATH) for name in ("node", "nodejs")):
+            return "Node.js, which is not installed"
+        if not Path(self._node_modules, "sucrase", "package.json").is_file():
+            return (
+                f"Sucrase in {self._node_modules}, which npm could not install when the template was built; "
+                "see to it that the server's machine has npm and that it reaches a registry, then start the "
+                "server again"
+            )
+        return None
 
     def find(self, name: str) -> Language:
         """The language called `name`, in any case: ours, or that of a kernelspec with this directory,
@@ -63,20 +72,23 @@ class Languages:
         """
         wanted = name.lower()
         own = _OWN.get(wanted)
-        if own is not None and (own.kernel != JAVASCRIPT.kernel or self.has_node()):
+        if own is not None and own.kernel != JAVASCRIPT.kernel:
             return own
+        missing = self.missing_for_javascript()
+        if own is not None and missing is None:
+            return replace(own, spec=self._node_modules)
         specs = list(self._kernelspecs())
         for directory, names in specs:
             if wanted in names:
                 return Language(wanted, "jupyter", directory)
-        raise KernelStartError(self._no_kernel(name, [min(names, key=len) for _, names in specs]))
+        raise KernelStartError(self._no_kernel(name, missing, [min(names, key=len) for _, names in specs]))
 
-    def _no_kernel(self, name: str, installed: list[str]) -> str:
-        own = {language.name for language in _OWN.values() if self.has_node() or language in (PYTHON, BASH)}
+    def _no_kernel(self, name: str, missing: str | None, installed: list[str]) -> str:
+        own = {language.name for language in _OWN.values() if not missing or language in (PYTHON, BASH)}
         known = ", ".join(sorted({*own, *installed}))
         reason = f"there is no kernel for the language {name!r} in this sandbox; it has {known}"
         if name.lower() in _OWN:
-            reason += ". JavaScript and TypeScript need Node.js, which is not installed"
+            reason += f". JavaScript and TypeScript need {missing}"
         return reason
 
     def _kernelspecs(self) -> Iterator[tuple[str, set[str]]]:

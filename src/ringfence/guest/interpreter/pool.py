@@ -31,14 +31,14 @@ class KernelPool:
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         self._starting: asyncio.Task[None] | None = None
-        self._languages = Languages(kernel_user(config).home)
+        self._languages = Languages(kernel_user(config).home, config.node_modules)
 
     def start(self) -> None:
         """Make the default contexts, and start Python's kernel in the background; JavaScript's starts with
         its first cell.
         """
         context = self.default("python")
-        if self._languages.has_node():
+        if self._languages.missing_for_javascript() is None:
             self.default(JAVASCRIPT.name)
         self._starting = asyncio.get_running_loop().create_task(self._warm(context))
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from .channel import Channel
 
-_MODULES = ("kernel", "channel", "display", "interrupts", "modules", "sucrase")
+_MODULES = ("kernel", "channel", "display", "interrupts", "modules")
 _CONTROL_FD = 3
 _PROGRAM_FD = 4
 _PACKAGES = "/usr/local/lib/node_modules:/usr/lib/node_modules:/usr/share/nodejs"
@@ -21,6 +21,7 @@ _BOOTSTRAP = """
   const fs = require('node:fs');
   const { Script } = require('node:vm');
   const [program, control] = process.argv.slice(1, 3).map(Number);
+  const packages = process.argv[3];
   const sources = JSON.parse(fs.readFileSync(program, 'utf8'));
   fs.closeSync(program);
   process.argv.splice(1);
@@ -29,11 +30,11 @@ _BOOTSTRAP = """
   const loaded = {};
   const load = (name) => {
     if (!(name in loaded)) {
-      const wrapped = `(function (require, module, exports, load, control) {${sources[name]}\\n})`;
+      const wrapped = `(function (require, module, exports, load, control, packages) {${sources[name]}\\n})`;
       const run = new Script(wrapped, { filename: `ringfence:${name}` }).runInThisContext();
       const module = { exports: {} };
       loaded[name] = module;
-      run(own, module, module.exports, load, control);
+      run(own, module, module.exports, load, control, packages);
     }
     return loaded[name].exports;
   };
@@ -51,9 +52,9 @@ def _sources() -> dict[str, str]:
 _SOURCES = _sources()
 
 
-def run(channel: Channel) -> NoReturn:
-    """Replace this process by Node as a kernel on the channel's connection. Raises OSError when there is no
-    Node.
+def run(channel: Channel, packages: str) -> NoReturn:
+    """Replace this process by Node as a kernel on the channel's connection; `packages`: the directory where
+    it finds Sucrase. Raises OSError when there is no Node.
     """
     node = shutil.which("node") or shutil.which("nodejs")
     if node is None:
@@ -72,5 +73,5 @@ def run(channel: Channel) -> NoReturn:
     os.dup2(_CONTROL_FD + 8, _CONTROL_FD)
     os.closerange(_PROGRAM_FD + 1, _PROGRAM_FD + 9)
     os.execve(  # noqa: S606
-        node, [node, "-e", _BOOTSTRAP, str(_PROGRAM_FD), str(_CONTROL_FD)], dict(os.environ)
+        node, [node, "-e", _BOOTSTRAP, str(_PROGRAM_FD), str(_CONTROL_FD), packages], dict(os.environ)
     )

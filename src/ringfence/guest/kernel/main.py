@@ -22,7 +22,7 @@ def run(control: int) -> NoReturn:
     """Be a kernel on the descriptor `control` until the guest closes it; then end the process.
 
     The guest's first message says what kernel: ``{"op": "init", "language": "python"}``, ``bash``,
-    ``javascript``, or ``jupyter`` with a kernelspec's directory as ``spec``.
+    ``javascript`` with its packages' directory as ``spec``, or ``jupyter`` with a kernelspec's.
     """
     streams.install()
     interrupts = Interrupts()
@@ -33,7 +33,7 @@ def run(control: int) -> NoReturn:
         os._exit(0)
     language = init.get("language")
     if language == "javascript":
-        javascript.run(channel)
+        javascript.run(channel, init["spec"])
     if language == "bash":
         bash.BashKernel(channel, interrupts).serve()
         os._exit(0)

@@ -9,7 +9,6 @@ const vm = require('node:vm');
 const IMPORT = '__ringfence_import__';
 const AsyncFunction = (async () => {}).constructor;
 
-let parser = null;
 let typed = false;
 
 function install() {
@@ -110,11 +109,10 @@ function withoutTypes(code, tried) {
   if (compiles(tried)) {
     return null;
   }
-  parser ??= load('sucrase');
   let plain;
   try {
     const options = { transforms: ['typescript'], disableESTransforms: true, keepUnusedImports: true };
-    plain = rewritten(parser.transform(code, options).code);
+    plain = rewritten(sucrase('sucrase').transform(code, options).code);
   } catch {
     return null;
   }
@@ -133,9 +131,21 @@ function compiles(code) {
   }
 }
 
+// A module of Sucrase. What an interrupt kept from being loaded to its end is loaded again.
+function sucrase(name) {
+  const own = createRequire(path.join(packages, '[kernel].js'));
+  const directory = path.dirname(path.dirname(own.resolve('sucrase/package.json')));
+  for (const [file, module] of Object.entries(own.cache)) {
+    if (!module.loaded && file.startsWith(directory)) {
+      delete own.cache[file];
+    }
+  }
+  return own(name);
+}
+
 function rewritten(code) {
-  parser ??= load('sucrase');
-  const { parse, TokenType } = parser;
+  const { parse } = sucrase('sucrase/dist/parser');
+  const { TokenType } = sucrase('sucrase/dist/parser/tokenizer/types');
   const tokens = parse(code, false, false, false).tokens.map((token) => ({
     text: code.slice(token.start, token.end),
     start: token.start,
