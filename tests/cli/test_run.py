@@ -48,6 +48,13 @@ def test_output_and_status_pass_through_byte_for_byte(run: Run) -> None:
     assert ended.returncode == 7
 
 
+def test_more_output_than_one_cell_may_have(run: Run) -> None:
+    ended = run("-c", "import sys\nfor _ in range(40): sys.stdout.write('x' * 2**20)\nsys.exit(5)")
+    assert ended.stdout == b"x" * 40 * 2**20
+    assert ended.stderr == b""
+    assert ended.returncode == 5
+
+
 @pytest.mark.parametrize(
     ("code", "status", "error"),
     [
@@ -55,7 +62,8 @@ def test_output_and_status_pass_through_byte_for_byte(run: Run) -> None:
         ("import sys; sys.exit()", 0, b""),
         ("import sys; sys.exit('no')", 1, b"no\n"),
         ("import os; os._exit(9)", 9, b""),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139, b""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139, b"ended by SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, b"ended by SIGKILL: perhaps"),
         ("input()", 1, b"EOFError"),
         ("x = = 1", 1, b"SyntaxError"),
         ("def f():\n    return 1 / 0\nf()", 1, b"ZeroDivisionError: division by zero\n"),

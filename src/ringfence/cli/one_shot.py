@@ -29,6 +29,7 @@ _FIGURES = f"{_WORK}/figures"
 _TIMED_OUT = 124
 _NO_SANDBOX = 125
 _KILLED = 137
+_HINTS = {"SIGKILL": ": perhaps it reached the sandbox's limit of memory"}
 _MAX_PICTURE = 64 * 1024 * 1024
 
 
@@ -105,9 +106,12 @@ async def _run_in(sandbox: AsyncSandbox, job: OneShot) -> int:
     cell = f"{runner}\nrun({config!r})"
     try:
         async with asyncio.timeout(job.exec_timeout):
-            execution = await sandbox.run_code(
-                cell, on_stdout=script.take, on_stderr=script.take_stderr, timeout=0
-            )
+            while script.more:
+                script.more = False
+                execution = await sandbox.run_code(
+                    cell, on_stdout=script.take, on_stderr=script.take_stderr, timeout=0
+                )
+                cell = "go_on()"
     except TimeoutError:
         _say(f"ended after its timeout of {job.exec_timeout:g} s")
         script.status = _TIMED_OUT
@@ -115,6 +119,8 @@ async def _run_in(sandbox: AsyncSandbox, job: OneShot) -> int:
         if script.status is None:
             _say(_why(execution.error))
             script.status = _KILLED
+        elif script.killed_by is not None:
+            _say(f"the script was ended by {script.killed_by}{_HINTS.get(script.killed_by, '')}")
     if not await _bring_back(sandbox, job) and script.status == 0:
         return 1
     return script.status
@@ -149,6 +155,8 @@ class _Script:
 
     def __init__(self) -> None:
         self.status: int | None = None
+        self.more = True
+        self.killed_by: str | None = None
         self._rest = ""
 
     def take(self, message: OutputMessage) -> None:
@@ -157,6 +165,10 @@ class _Script:
             tag, _, value = line.partition(" ")
             if tag == "x":
                 self.status = int(value)
+            elif tag == "m":
+                self.more = True
+            elif tag == "k":
+                self.killed_by = value
             elif tag in ("o", "e"):
                 stream = sys.stdout.buffer if tag == "o" else sys.stderr.buffer
                 stream.write(base64.b64decode(value))

@@ -4,7 +4,9 @@ The script becomes a child of the kernel: forked from it where the kernel has a 
 template
 preloads is already imported), else started afresh. Its output comes back byte for byte, as lines of base64 on
 the cell's standard output: ``o`` and ``e`` for standard output and standard error, ``x`` for the exit status
-at the end. Uses the standard library only.
+at the end (``k`` and the signal's name before it when a signal ended the script). What a cell may print is
+limited, so after `OUTPUT_PER_CELL` bytes the cell ends with ``m`` (more), and the next one is
+``go_on()``. Uses the standard library only.
 """
 
 import atexit
@@ -26,6 +28,9 @@ import types
 from typing import Any, NoReturn
 
 Config = dict[str, Any]
+
+# Bytes of the script's output in one cell; E2B's and our kernels stop passing on output above 20 MiB.
+OUTPUT_PER_CELL = 8 * 1024 * 1024
 
 FIGURES_MODULE = """
 import os
@@ -62,50 +67,86 @@ def run(config: Config) -> None:
         pid = _started(config, out_write, err_write)
     os.close(out_write)
     os.close(err_write)
-    status = _pump(pid, {out_read: "o", err_read: "e"})
-    code = os.waitstatus_to_exitcode(status)
-    print("x", 128 - code if code < 0 else code, flush=True)
+    global _current
+    _current = _Child(pid, {out_read: "o", err_read: "e"})
+    go_on()
 
 
-def _pump(pid: int, streams: dict[int, str]) -> int:
-    """Pass on what comes out of the pipes until the child has ended and they are empty; its wait status."""
-    selector = selectors.DefaultSelector()
-    for descriptor, tag in streams.items():
-        os.set_blocking(descriptor, False)
-        selector.register(descriptor, selectors.EVENT_READ, tag)
-    ended = os.pidfd_open(pid)
-    selector.register(ended, selectors.EVENT_READ, None)
-    try:
+def go_on() -> None:
+    """Pass on the script's output, until it has ended or this cell has said enough."""
+    assert _current is not None
+    _current.pump()
+
+
+class _Child:
+    """The script's process and the pipes that its output comes through."""
+
+    def __init__(self, pid: int, streams: dict[int, str]) -> None:
+        self._pid = pid
+        self._selector = selectors.DefaultSelector()
+        for descriptor, tag in streams.items():
+            os.set_blocking(descriptor, False)
+            self._selector.register(descriptor, selectors.EVENT_READ, tag)
+        self._ended = os.pidfd_open(pid)
+        self._selector.register(self._ended, selectors.EVENT_READ, None)
+        self._descriptors = (*streams, self._ended)
+
+    def pump(self) -> None:
+        """Pass on what comes out of the pipes until the child has ended and they are empty, then its status;
+        or until there is enough for one cell.
+        """
+        try:
+            complete = self._pass_on_until(OUTPUT_PER_CELL)
+        except BaseException:
+            os.kill(self._pid, signal.SIGKILL)
+            self._close()
+            raise
+        if not complete:
+            print("m", flush=True)
+            return
+        code = os.waitstatus_to_exitcode(self._close())
+        if code < 0:
+            print("k", signal.Signals(-code).name if -code in set(signal.Signals) else -code)
+        print("x", 128 - code if code < 0 else code, flush=True)
+
+    def _pass_on_until(self, budget: int) -> bool:
+        """False when `budget` bytes were passed on and the child goes on."""
         running = True
         while running:
-            for key, _ in selector.select():
+            for key, _ in self._selector.select():
                 if key.data is None:
                     running = False
-                elif not _pass_on(key.fd, key.data):
-                    selector.unregister(key.fd)
-        for key in list(selector.get_map().values()):
+                    continue
+                size = _pass_on(key.fd, key.data)
+                budget -= size
+                if not size:
+                    self._selector.unregister(key.fd)
+            if budget <= 0:
+                return False
+        for key in list(self._selector.get_map().values()):
             while key.data is not None and _pass_on(key.fd, key.data):
                 pass
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        selector.close()
-        for descriptor in (*streams, ended):
+        return True
+
+    def _close(self) -> int:
+        self._selector.close()
+        for descriptor in self._descriptors:
             os.close(descriptor)
-        status = os.waitpid(pid, 0)[1]
-    return status
+        return os.waitpid(self._pid, 0)[1]
 
 
-def _pass_on(descriptor: int, tag: str) -> bool:
-    """Pass on one piece; False when there is none."""
+_current: _Child | None = None
+
+
+def _pass_on(descriptor: int, tag: str) -> int:
+    """Pass on one piece; its size in bytes, 0 when there is none."""
     try:
         data = os.read(descriptor, 49152)
     except BlockingIOError:
-        return False
+        return 0
     if data:
         print(tag, base64.b64encode(data).decode(), flush=True)
-    return bool(data)
+    return len(data)
 
 
 def _started(config: Config, out: int, err: int) -> int:
