@@ -4,12 +4,18 @@ from ringfence.agents.agent import Agent, Connections, ToolDeniedError, load_age
 from ringfence.agents.audit import AuditEvent
 from ringfence.agents.mapping import ToolMapping, load_mapping
 from ringfence.agents.result import Blob, ToolResult
+from ringfence.agents.running import Chart, RunEvent, RunLimits, RunResult, RunUsage
 
 __all__ = [
     "Agent",
     "AuditEvent",
     "Blob",
+    "Chart",
     "Connections",
+    "RunEvent",
+    "RunLimits",
+    "RunResult",
+    "RunUsage",
     "ToolDeniedError",
     "ToolMapping",
     "ToolResult",

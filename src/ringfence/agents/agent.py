@@ -1,23 +1,32 @@
 """Agents: a name from the mapping, its allowed tools, and sessions of its own on the servers it uses."""
 
 import asyncio
+import base64
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcp_types import Tool
 
 from ringfence.agents.audit import AuditEvent, AuditSink, deliver, digest, log_event
 from ringfence.agents.mapping import AgentSpec, Grant, SessionRule, ToolMapping, load_mapping
+from ringfence.agents.models import INSTALL, ModelChoice, build_model, choose_model
 from ringfence.agents.result import ToolResult
+from ringfence.agents.running import EventHandler, RunLimits, RunResult
 from ringfence.core.errors import BackendError, ConfigurationError, LimitError, RingfenceError
 from ringfence.integrations.mcp.client import ProgressHandler, ServerConnection
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+_INLINE_FILE = 2 * 1024**2
+"""Up to this size, in bytes, a file travels in the call; larger ones the server reads itself."""
 
 
 class ToolDeniedError(RingfenceError):
@@ -29,13 +38,13 @@ class Connections:
 
     def __init__(self, mapping: ToolMapping, environ: Mapping[str, str] | None = None) -> None:
         self.mapping = mapping
-        self._environ = dict(os.environ if environ is None else environ)
+        self.environ: Mapping[str, str] = dict(os.environ if environ is None else environ)
         self._connections: dict[str, ServerConnection] = {}
 
     def get(self, server: str) -> ServerConnection:
         """The connection to `server`; its variables are looked up now."""
         if server not in self._connections:
-            self._connections[server] = ServerConnection(self.mapping.parameters(server, self._environ))
+            self._connections[server] = ServerConnection(self.mapping.parameters(server, self.environ))
         return self._connections[server]
 
     async def aclose(self) -> None:
@@ -191,6 +200,75 @@ class Agent:
         tools = await self._tools(self._connections.get(server), use)
         return [tool for tool in tools.values() if use.grant.allows(tool.name)]
 
+    def session_argument(self, server: str) -> str | None:
+        """The argument of `server`'s tools that the agent fills in itself, if there is one."""
+        rule = self._connections.mapping.servers[server].session
+        return None if rule is None else rule.argument
+
+    def has_session(self, server: str) -> bool:
+        """Whether the agent has a session on `server` now."""
+        return self._uses[server].session is not None
+
+    def choose_model(self, model: str | None = None, base_url: str | None = None) -> ModelChoice:
+        """The model that `run` would use. A `ConfigurationError` says what to set when there is none."""
+        environ = self._connections.environ
+        return choose_model(self.name, self.spec.model, environ, model=model, base_url=base_url)
+
+    async def run(
+        self,
+        task: str,
+        *,
+        files: Sequence[Path | str] = (),
+        model: "str | Model | None" = None,
+        base_url: str | None = None,
+        limits: RunLimits | None = None,
+        instructions: str = "",
+        show_images: bool = True,
+        on_event: EventHandler | None = None,
+    ) -> RunResult:
+        """Let a language model work on `task` with the tools the mapping allows, until it answers.
+
+        Needs the extra ``agent``. model: a name or a model object of pydantic-ai; None: the mapping's, or
+        ``RINGFENCE_AGENT_MODEL``. base_url: where a server speaks OpenAI's protocol.
+        files: put into the session first, under their names. instructions: added to the mapping's.
+        show_images: whether the model is sent pictures; some cannot take them. on_event: told what happens,
+        while it happens.
+        `ConfigurationError`: no model, or it cannot be used; `LimitError`: a limit was passed;
+        `BackendError`: the model or a server failed.
+        """
+        given = self.choose_model(model, base_url) if model is None or isinstance(model, str) else model
+        try:
+            from ringfence.agents.loop import Loop, with_files
+        except ImportError as error:
+            raise ConfigurationError(f"running an agent needs pydantic-ai ({error}): {INSTALL}") from error
+        language = build_model(given) if isinstance(given, ModelChoice) else given
+        names = await self.upload(files)
+        loop = Loop(self, language, on_event, show_images=show_images)
+        own = "\n\n".join(part for part in (self.spec.instructions, instructions) if part)
+        return await loop.run(with_files(task, names), own, limits or RunLimits())
+
+    async def upload(self, files: Sequence[Path | str]) -> list[str]:
+        """Put files of this computer into the agent's session, by the tool ``upload_file``; their names."""
+        paths = [Path(file) for file in files]
+        names = [path.name for path in paths]
+        for path in paths:
+            if not path.is_file():
+                raise ConfigurationError(f"{path} is not a file")
+            if names.count(path.name) > 1:
+                raise ConfigurationError(f"there are several files called {path.name}")
+        if paths:
+            server = next((name for name, use in self._uses.items() if use.grant.allows("upload_file")), None)
+            if server is None:
+                raise ToolDeniedError(f"agent {self.name} may not call upload_file of any server")
+            for path in paths:
+                await self._upload(server, path)
+        return names
+
+    async def _upload(self, server: str, path: Path) -> None:
+        result = await self.execute_tool(server, "upload_file", _upload_arguments(path))
+        if result.is_error:
+            raise BackendError(f"{path} could not be put into the session: {result.text}")
+
     def _record(
         self, server: str, tool: str, arguments: Mapping[str, Any], outcome: Any, started: float, detail: str
     ) -> None:
@@ -222,6 +300,12 @@ class Agent:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _upload_arguments(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _INLINE_FILE:
+        return {"path": path.name, "local_path": str(path.resolve())}
+    return {"path": path.name, "content_base64": base64.b64encode(path.read_bytes()).decode()}
 
 
 def _session_is_gone(result: ToolResult) -> bool:

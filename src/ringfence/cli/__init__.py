@@ -12,6 +12,7 @@ from ringfence.core.errors import RingfenceError
 _COMMANDS = {
     "run": ("ringfence.cli.run", "Run a script in a fresh sandbox."),
     "mcp": ("ringfence.cli.mcp", "Serve the python_executor MCP server on standard input and output."),
+    "agent": ("ringfence.cli.agent", "Let an agent work on a task, and write a report."),
     "serve": ("ringfence.cli.serve", "Run a server that speaks E2B's protocol."),
     "doctor": ("ringfence.cli.doctor", "Say which backend is used, whether it works, and how it isolates."),
     "template": ("ringfence.cli.template", "List and build templates."),
