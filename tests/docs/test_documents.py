@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ringfence.agents.models import KEY_VARIABLE, MODEL_VARIABLE, URL_VARIABLE
 from ringfence.cli import cli
 from ringfence.core.config import Settings
 from ringfence.engine.templates import BUILTIN
@@ -60,6 +61,7 @@ def test_the_settings_of_the_tools_exist_and_have_these_defaults() -> None:
         "RINGFENCE_CACHE_DIR",
         "RINGFENCE_TEMPLATE_PYTHON",
         "RINGFENCE_TOOL_MAPPING",
+        *(MODEL_VARIABLE, URL_VARIABLE, KEY_VARIABLE),
         "RINGFENCE_NETWORK_DEFAULT",
     }
     assert set(re.findall(r"`((?:RINGFENCE|E2B)_[A-Z_]+)[`=]", USAGE)) <= fields.keys() | others
