@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pydantic_ai.models
+import pydantic_ai.models.instrumented
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
@@ -145,6 +149,20 @@ async def test_limits_end_a_run(mapping: Path, limits: RunLimits) -> None:
     async with load_agent("one", mapping=mapping) as agent:
         with pytest.raises(LimitError, match="the run of one was ended"):
             await agent.run("Count", model=FunctionModel(script), limits=limits)
+
+
+async def test_a_run_is_traced_without_what_was_said(mapping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(pydantic_ai.models.instrumented, "get_tracer_provider", lambda: provider)
+    script = Script(ToolCallPart("sleep", {"seconds": 0.0625}), "a secret")
+    async with load_agent("one", mapping=mapping) as agent:
+        await agent.run("My question", model=FunctionModel(script))
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert {"invoke_agent one", "execute_tool sleep"} <= spans.keys()
+    told = "".join(span.to_json() for span in spans.values())
+    assert not [said for said in ("a secret", "My question", "0.0625") if said in told]
+    provider.shutdown()
 
 
 async def test_a_missing_file_is_named(mapping: Path, tmp_path: Path) -> None:

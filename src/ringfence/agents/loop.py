@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import mcp_types
 from pydantic_ai import Agent as LanguageAgent
 from pydantic_ai import BinaryContent, Tool, ToolFailed, UsageLimits
+from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.exceptions import AgentRunError, UsageLimitExceeded, UserError
 from pydantic_ai.messages import TextPart
 from pydantic_ai.models import Model
+from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from ringfence.agents.result import Blob, ToolResult
 from ringfence.agents.running import Chart, EventHandler, RunEvent, RunLimits, RunResult, RunUsage
@@ -54,7 +56,12 @@ class Loop:
 
     async def _run(self, prompt: str, instructions: str, limits: RunLimits) -> RunResult:
         language = LanguageAgent(
-            self._model, instructions=instructions or None, tools=await self._tools(), name=self._agent.name
+            self._model,
+            instructions=instructions or None,
+            tools=await self._tools(),
+            name=self._agent.name,
+            # Spans go where the process's OpenTelemetry sends them, if anywhere; what was said does not.
+            capabilities=[Instrumentation(InstrumentationSettings(include_content=False))],
         )
         bounds = UsageLimits(
             request_limit=limits.requests,
