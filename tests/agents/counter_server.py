@@ -36,6 +36,11 @@ async def count(session_id: str) -> str:
 
 
 @server.tool(structured_output=False)
+async def fail(session_id: str) -> str:
+    raise ToolError(f"session_id={session_id!r}: session.csv: file not found")
+
+
+@server.tool(structured_output=False)
 async def open_sessions() -> str:
     return str(len(sessions))
 

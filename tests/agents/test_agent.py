@@ -32,7 +32,16 @@ def mapping(tmp_path: Path) -> Path:
             "one": {
                 "servers": {
                     "counter": {
-                        "tools": ["count", "open_*", "forget", "environment", "picture", "die", "sleep"]
+                        "tools": [
+                            "count",
+                            "open_*",
+                            "forget",
+                            "environment",
+                            "picture",
+                            "die",
+                            "fail",
+                            "sleep",
+                        ]
                     }
                 }
             },
@@ -116,6 +125,20 @@ async def test_a_session_that_the_server_lost_is_replaced_at_the_next_call(mappi
         await agent.execute_tool("counter", "forget")
         assert (await agent.execute_tool("counter", "count")).is_error
         assert (await agent.execute_tool("counter", "count")).text == "1"
+
+
+async def test_an_error_that_names_a_session_does_not_end_it(mapping: Path) -> None:
+    async with load_agent("one", mapping=mapping) as agent:
+        await agent.execute_tool("counter", "count")
+        assert (await agent.execute_tool("counter", "fail")).is_error
+        assert (await agent.execute_tool("counter", "count")).text == "2"
+
+
+async def test_an_agent_that_has_ended_starts_nothing(mapping: Path) -> None:
+    async with load_agent("one", mapping=mapping) as agent:
+        pass
+    with pytest.raises(BackendError, match="has ended"):
+        await agent.execute_tool("counter", "count")
 
 
 async def test_a_server_that_does_not_start_is_an_error_that_names_it(mapping: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 _INLINE_FILE = 2 * 1024**2
 """Up to this size, in bytes, a file travels in the call; larger ones the server reads itself."""
+
+# What servers say of a session that is no more. An error that merely names one ends nothing.
+_NO_SESSION = re.compile(
+    r"\b(no such|unknown|invalid|expired) session\b"
+    r"|\bsession\b[^.\n]{0,60}\b(not found|no longer|expired|has ended|is closed|does not exist)\b",
+    re.IGNORECASE,
+)
 
 
 class ToolDeniedError(RingfenceError):
@@ -89,6 +97,7 @@ class Agent:
         self._connections = connections
         self._owns_connections = owns_connections
         self._audit = audit
+        self._ended = False
         self._uses = {server: _ServerUse(grant) for server, grant in spec.servers.items()}
 
     async def execute_tool(
@@ -121,6 +130,8 @@ class Agent:
         return result
 
     def _admit(self, server: str, tool: str) -> _ServerUse:
+        if self._ended:
+            raise BackendError(f"agent {self.name} has ended; load it again")
         use = self._uses.get(server)
         if use is None:
             allowed = ", ".join(self._uses) or "none"
@@ -286,6 +297,7 @@ class Agent:
 
     async def aclose(self) -> None:
         """End the agent's sessions, and its connections unless they are shared."""
+        self._ended = True
         for server, use in self._uses.items():
             rule = self._connections.mapping.servers[server].session
             if rule is not None and use.session is not None and not self._owns_connections:
@@ -312,7 +324,7 @@ def _session_is_gone(result: ToolResult) -> bool:
     """Whether the server says that the session it was given is no more."""
     if result.structured.get("session_state") == "lost":
         return True
-    return result.is_error and "session" in result.text.lower()
+    return result.is_error and _NO_SESSION.search(result.text) is not None
 
 
 def load_agent(
