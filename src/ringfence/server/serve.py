@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from ringfence import __version__
-from ringfence.core.errors import ConfigurationError, LauncherError
+from ringfence.core.errors import ConfigurationError, LauncherError, TemplateError
 from ringfence.core.log import configure_logging
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.engine import Engine
@@ -90,7 +90,7 @@ class _Serving:
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(contextlib.closing(Store(self._database)))
             keys, made_key = load_keys(store, self._settings.preset_keys())
-            starting = asyncio.create_task(Engine.start(self._engine_settings(), _show_progress))
+            starting = asyncio.create_task(Engine.start(self._engine_settings(), self._progress))
             engine = await self._unless_stopped(starting)
             if engine is None:
                 return 0
@@ -129,9 +129,18 @@ class _Serving:
         if starting.done():
             return starting.result()
         starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, TemplateError):
             await (await starting).aclose()
         return None
+
+    def _progress(self, message: str) -> None:
+        """Show it. A template is built in a thread, which cannot be cancelled but comes by here every few
+        seconds: raises TemplateError when the server was told to stop, which ends the build and removes
+        its leftovers.
+        """
+        if self._stop.is_set():
+            raise TemplateError("the server was told to stop")
+        _show_progress(message)
 
     async def _serve(self, app: App, engine: Engine, registry: Registry, ready: Callable[[], None]) -> None:
         server = _Server(

@@ -36,9 +36,9 @@ def ensure_template(
     """
     definition = definition_of(name)
     interpreter = find_interpreter(python)
-    cache = LayerCache(cache_dir.absolute() / "templates")
-    cache.sweep()
     try:
+        cache = LayerCache(cache_dir.absolute() / "templates")
+        cache.sweep()
         return _assemble(definition, interpreter, cache, progress)
     except OSError as error:
         raise TemplateError(f"template {name} could not be built in {cache_dir}: {error}") from error

@@ -10,7 +10,9 @@ total`` now and then.
 """
 
 import compileall
+import ctypes
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from functools import partial
 
 _CHUNK = 50
 _REPORT_EVERY = 1000
+_PR_SET_PDEATHSIG = 1
 
 
 def sources(tree: str) -> Iterator[str]:
@@ -39,11 +42,18 @@ def compile_one(path: str, tree: str, inside: str) -> bool:
     return bool(compileall.compile_file(path, quiet=2, stripdir=tree, prependdir=inside))
 
 
+def end_with(parent: int) -> None:
+    """End this worker with its parent; else it would wait for work, and hold the builder's lock, for ever."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def compile_tree(tree: str, inside: str, jobs: int) -> None:
     """Compile everything below `tree` in `jobs` processes."""
     paths = list(sources(tree))
     work = partial(compile_one, tree=tree, inside=inside)
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=end_with, initargs=(os.getpid(),)) as pool:
         for done, _ in enumerate(pool.map(work, paths, chunksize=_CHUNK), start=1):
             if done % _REPORT_EVERY == 0 or done == len(paths):
                 print(done, len(paths), flush=True)
