@@ -29,7 +29,8 @@ chmod 000 deep/er; chmod 4755 -- -rf; chmod 1777 deep; touch -h -d 2001-02-03 li
 python3 -c "import os; os.setxattr('hard', 'user.mine', b'\0\1')"
 """
 PICTURE = r"""
-cd ~/tree && find . -printf '%P|%y|%m|%U|%G|%n|%s|%l|%Ts\n' | grep -v '^[^|]*|d|[^|]*|[^|]*|[^|]*|[^|]*|' | sort | md5sum
+cd ~/tree && find . -printf '%P|%y|%m|%U|%G|%n|%s|%l|%Ts\n' |
+    grep -v '^[^|]*|d|[^|]*|[^|]*|[^|]*|[^|]*|' | sort | md5sum
 find . -type d -printf '%P|%m|%U|%T@\n' | sort | md5sum
 stat -c '%b' sparse | awk '{print ($1 < 100)}'
 python3 -c "import os; print(os.getxattr('hard', 'user.mine'), os.lstat('link').st_mtime)"

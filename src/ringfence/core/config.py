@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     """When results carry ``structuredContent``; ``auto``: unless there is an image, which some clients
     then drop."""
     mcp_patience: float = Field(50, validation_alias="RINGFENCE_MCP_PATIENCE", gt=0, le=86_400)
-    """Seconds after which a call of ``execute_code`` answers while its code goes on; clients give up at 60."""
+    """Seconds after which a call of ``execute_code`` answers and its code goes on; clients give up at 60."""
     mcp_journal_dir: Path | None = Field(None, validation_alias="RINGFENCE_MCP_JOURNAL_DIR")
     """Where MCP sessions' journals are kept, so that sessions can be rebuilt after the server's end; None:
     in memory only."""
