@@ -38,6 +38,13 @@ dd if=sparse bs=1 skip=700000000 count=3 status=none
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_before(server: RunningServer) -> None:
+    """Other tests share the server, and may leave snapshots."""
+    for snapshot_id in ids(server):
+        Sandbox.delete_snapshot(snapshot_id, **server.options)
+
+
 def ids(server: RunningServer) -> list[str]:
     pages = Sandbox.list_snapshots(**server.options)
     return [one.snapshot_id for one in pages.next_items()]
