@@ -196,7 +196,8 @@ def _cgroups_of(family: dict[int, str]) -> set[Path]:
         for line in lines - ours:
             _, controllers, path = line.split(":", 2)
             name = controllers.removeprefix("name=").split(",")[0] if controllers else "."
-            found.add(Path("/sys/fs/cgroup") / name / path.lstrip("/"))
+            if "ringfence-" in path:  # a process that is just ending is shown in the root group
+                found.add(Path("/sys/fs/cgroup") / name / path.lstrip("/"))
     return found
 
 

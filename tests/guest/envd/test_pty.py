@@ -41,7 +41,9 @@ async def test_terminal(sandbox: AsyncSandbox) -> None:
 async def test_interrupt_key(sandbox: AsyncSandbox) -> None:
     screen = Screen()
     terminal = await sandbox.pty.create(PtySize(rows=24, cols=80), on_data=screen.show)
-    await sandbox.pty.send_stdin(terminal.pid, b"echo st''art; sleep 60; echo no''t\n")
+    # One process says that it runs and then sleeps, so that the key cannot come between two of them.
+    command = b"bash -c 'echo st\"\"art; exec sleep 60'; echo no''t\n"
+    await sandbox.pty.send_stdin(terminal.pid, command)
     await screen.until(b"start\r\n")
     await sandbox.pty.send_stdin(terminal.pid, b"\x03")
     await sandbox.pty.send_stdin(terminal.pid, b"echo code $?\n")
