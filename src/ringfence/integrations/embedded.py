@@ -115,7 +115,7 @@ class EmbeddedServer:
 
     def running(self) -> bool:
         """Whether the server's process still lives."""
-        return self._child.process.poll() is None
+        return self._child.lives()
 
     def last_words(self) -> str:
         """The end of what the server wrote, for an error message."""
@@ -183,6 +183,11 @@ class _Child:
                 if (callback := self.on_line) is not None:
                     callback(line)
 
+    def lives(self) -> bool:
+        # A process that was killed is a zombie, and answers nobody, for as long as it takes its last thread to
+        # end; only then can it be waited for.
+        return self.process.poll() is None and _state(self.process.pid) not in ("Z", "X")
+
     def tail(self) -> str:
         return "\n".join(self._tail) or "(it wrote nothing)"
 
@@ -242,7 +247,7 @@ async def _wait_with_progress(child: _Child, complete: asyncio.Event, progress: 
     """Wait for `complete` or the child's end; from the first second on, pass on what the child says."""
     loop = asyncio.get_running_loop()
     first = True
-    while not complete.is_set() and child.process.poll() is None:
+    while not complete.is_set() and child.lives():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(complete.wait(), 1.0)
         if first and progress is not None and not complete.is_set():
@@ -277,8 +282,18 @@ def _make_directory() -> Path:
 
 def _start_time(pid: int) -> str | None:
     """When process `pid` started, in the kernel's clock ticks; None when there is no such process."""
+    return _status_field(pid, 22)
+
+
+def _state(pid: int) -> str | None:
+    """The state of process `pid`, one letter; None when there is no such process."""
+    return _status_field(pid, 3)
+
+
+def _status_field(pid: int, number: int) -> str | None:
+    """A field of ``/proc/PID/stat``, counted from 1 as in proc(5); one that follows the name."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[number - 3]
     except (OSError, IndexError):
         return None
 
