@@ -184,8 +184,8 @@ class _Child:
                     callback(line)
 
     def lives(self) -> bool:
-        # A process that was killed is a zombie, and answers nobody, for as long as it takes its last thread to
-        # end; only then can it be waited for.
+        # A killed process is a zombie, and answers nobody, until its last thread has ended; only then
+        # can it be waited for.
         return self.process.poll() is None and _state(self.process.pid) not in ("Z", "X")
 
     def tail(self) -> str:
