@@ -14,7 +14,7 @@ def ringfence(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[s
 def test_help_names_every_command() -> None:
     ended = ringfence("--help")
     assert ended.returncode == 0
-    for name in ("run", "mcp", "agent", "serve", "doctor", "template", "version"):
+    for name in ("run", "mcp", "agent", "serve", "ps", "kill", "doctor", "template", "version"):
         assert f"\n  {name} " in ended.stdout
         assert ringfence(name, "--help").returncode == 0
 

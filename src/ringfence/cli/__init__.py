@@ -14,6 +14,8 @@ _COMMANDS = {
     "mcp": ("ringfence.cli.mcp", "Serve the python_executor MCP server on standard input and output."),
     "agent": ("ringfence.cli.agent", "Let an agent work on a task, and write a report."),
     "serve": ("ringfence.cli.serve", "Run a server that speaks E2B's protocol."),
+    "ps": ("ringfence.cli.ps", "List the sandboxes of a server."),
+    "kill": ("ringfence.cli.kill", "End sandboxes of a server."),
     "doctor": ("ringfence.cli.doctor", "Say which backend is used, whether it works, and how it isolates."),
     "template": ("ringfence.cli.template", "List and build templates."),
     "version": ("ringfence.cli.version", "Print the version."),
