@@ -121,13 +121,13 @@ class Gateway:
             message, fds = channel.receive(self._channel)
         except BlockingIOError:
             return
-        except (channel.ChannelClosedError, ValueError, RecursionError, OSError):
+        except (channel.ChannelClosedError, ValueError, OSError):
             self.close()
             return
         connection = self._connection_of(fds)
         try:
             work = self._work(message, connection)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, ArithmeticError):
             work = None
         if work is None:
             if connection is not None:

@@ -160,21 +160,28 @@ class Launcher:
         channel.send(record.zygote, {"preload": description["preload"], "gradual": description["gradual"]})
 
     def _on_zygote(self, record: TemplateRecord) -> None:
+        """Its one report comes when it is warm. It runs code of others, so it is not believed much."""
         if record.zygote is None:
             return
         try:
-            message, _ = channel.receive(record.zygote)
+            message, fds = channel.receive(record.zygote)
+            channel.close_all(fds)
         except (channel.ChannelClosedError, ValueError):
-            self._selector.unregister(record.zygote)
-            if record.warm_request is not None:
-                text = f"the kernel zygote of template {record.name!r} died while it was warming up"
-                self._reply(record.warm_request, error=text, kind="TemplateError")
-                self._forget_template(record)
-            return
-        record.report = message["report"]
-        if record.warm_request is not None:
-            self._reply(record.warm_request, report=record.report)
+            message = {}
+        report = message.get("report")
+        if record.warm_request is not None and isinstance(report, dict):
+            record.report = report
+            self._reply(record.warm_request, report=report)
             record.warm_request = None
+            return
+        self._selector.unregister(record.zygote)
+        if record.warm_request is not None:
+            text = f"the kernel zygote of template {record.name!r} died while it was warming up"
+            self._reply(record.warm_request, error=text, kind="TemplateError")
+            self._forget_template(record)
+        else:  # closed, or says what no zygote of ours says: its end is noticed like any other
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.zygote_pid, signal.SIGKILL)
 
     def _verb_cool(self, request_id: int, request: dict[str, Any]) -> None:
         record = self._templates.get(request["template"])

@@ -1,6 +1,7 @@
 """The life of sandboxes, from the launcher's side: create, watch, kill, and leave nothing behind."""
 
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -19,6 +20,7 @@ from ringfence.engine.zygote import channel
 Reply = Callable[..., None]
 Announce = Callable[[dict[str, Any]], None]
 MAX_ERROR = 2000
+MAX_TRACE = 8000
 
 
 class Sandboxes:
@@ -136,23 +138,55 @@ class Sandboxes:
             if record.pid == 0:
                 self._failed(record, record.error or "the fork of the sandbox died")
             return
-        if "disk" in message:
-            record.keep_disk(fds[0])
-        elif "pid" in message:
-            record.pid = message["pid"]
-            record.pidfd = linux.pidfd_open(record.pid)
-            record.namespaces = fds
-            self._by_pid[record.pid] = record
-            if record.killed:
-                self._kill(record)
-        elif "error" in message:
-            record.error = str(message["error"])[:MAX_ERROR]
+        except ValueError:
+            message, fds = {}, []
+        if not self._take_report(record, message, fds):
+            channel.close_all(fds)
+            self._break_off(record)
+
+    def _take_report(self, record: SandboxRecord, message: dict[str, Any], fds: list[int]) -> bool:
+        """Do what a report asks for, if it may come now; whether it did.
+
+        All reports come before `ready`, from code of ours that has not met anything hostile. Afterwards the
+        guest holds the channel, and whatever comes from it is not believed.
+        """
+        if record.ready:
             if self._host.debug:
-                os.write(2, str(message.get("trace", "")).encode())
-            if record.pid == 0:
-                self._failed(record, record.error)
-        elif "ready" in message:
-            self._born(record)
+                os.write(2, f"guest of {record.sandbox_id}: {json.dumps(message)[:MAX_TRACE]}\n".encode())
+            return False
+        match message:
+            case {"disk": True} if len(fds) == 1:
+                record.keep_disk(fds[0])
+            case {"pid": int(pid)} if pid > 0 and record.pid == 0:
+                self._conceived(record, pid, fds)
+            case {"error": str(error)} if not fds:
+                record.error = error[:MAX_ERROR]
+                if self._host.debug:
+                    os.write(2, str(message.get("trace", "")).encode())
+                if record.pid == 0:
+                    self._failed(record, record.error)
+            case {"ready": True} if record.pid and not fds:
+                self._born(record)
+            case _:
+                return False
+        return True
+
+    def _conceived(self, record: SandboxRecord, pid: int, namespaces: list[int]) -> None:
+        record.pid = pid
+        record.pidfd = linux.pidfd_open(pid)
+        record.namespaces = namespaces
+        self._by_pid[pid] = record
+        if record.killed:
+            self._kill(record)
+
+    def _break_off(self, record: SandboxRecord) -> None:
+        """End a sandbox whose guest said what no guest of ours says."""
+        self._unwatch(record)
+        if record.pidfd >= 0:
+            record.error = record.error or "the guest sent the launcher something that is no report"
+            self._end_processes(record)
+        else:
+            self._failed(record, "the fork of the sandbox sent something that is no report")
 
     def _born(self, record: SandboxRecord) -> None:
         record.ready = True
@@ -270,7 +304,7 @@ class Sandboxes:
         elif oom:
             reason, detail = "oom", f"the memory limit of {record.limits['memory_mb']} MiB was reached"
         else:
-            reason, detail = "exited", f"PID 1 of the sandbox ended with {how}"
+            reason, detail = "exited", record.error or f"PID 1 of the sandbox ended with {how}"
         self._announce({"event": "exit", "id": record.sandbox_id, "reason": reason, "detail": detail})
         if record.suspend_request is not None:
             self._reply(record.suspend_request, error=detail, kind="SandboxNotFoundError")

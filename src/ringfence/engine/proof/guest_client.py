@@ -104,6 +104,8 @@ async def _body(reader: asyncio.StreamReader, chunked: bool) -> AsyncGenerator[b
     while total < _MAX_BYTES:
         if chunked:
             size = int(await reader.readline(), 16)
+            if size > _MAX_LINE:
+                raise ValueError(f"a chunk of {size} bytes")
             data = await reader.readexactly(size + 2)
             data = data[:-2]
         else:

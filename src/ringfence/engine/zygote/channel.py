@@ -46,7 +46,11 @@ def send(channel: socket.socket, message: Message, fds: Iterable[int] = ()) -> N
 
 
 def receive(channel: socket.socket) -> tuple[Message, list[int]]:
-    """The next message and its descriptors (close-on-exec); ChannelClosedError at the end of the channel."""
+    """The next message and its descriptors (close-on-exec).
+
+    Raises ChannelClosedError at the end of the channel, ValueError for what is no message; then nothing stays
+    open.
+    """
     try:
         data, fds, flags, _ = socket.recv_fds(channel, MAX_PACKET + 1, MAX_FDS)
     except ConnectionResetError as error:
@@ -56,14 +60,23 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
     if not data:
         close_all(fds)
         raise ChannelClosedError("the other end closed the channel")
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > MAX_PACKET:
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > MAX_PACKET:
+            raise ValueError("message over the limit")
+        message = json.loads(data, parse_constant=_refuse_constant)
+        if not isinstance(message, dict):
+            raise ValueError("message is not an object")
+    except RecursionError:
         close_all(fds)
-        raise ValueError("message over the limit")
-    message = json.loads(data)
-    if not isinstance(message, dict):
+        raise ValueError("message is nested too deeply") from None
+    except ValueError:
         close_all(fds)
-        raise ValueError("message is not an object")
+        raise
     return message, fds
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"message has the number {name}")
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -1,0 +1,141 @@
+"""A guest that was taken over says what it likes on every channel it holds. Only its own sandbox may end."""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ringfence.core.ids import new_sandbox_id
+from ringfence.engine.engine import Engine
+from ringfence.engine.isolation import linux
+from ringfence.engine.model import Sandbox, SandboxSpec
+from ringfence.engine.proof.guest_client import run_program
+from ringfence.engine.zygote import channel
+
+TEMPLATE = "base"
+PIDFD_GETFD = 438
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may take descriptors from a guest")
+
+HOSTILE = [
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"pid"',
+    b"[" * 100_000,
+    b'{"a":' * 20_000,
+    b"9" * 10_000,
+    b'{"op":"name","id":1e999,"name":"a"}',
+    b'{"op":"name","id":NaN,"name":"a"}',
+    b'{"op":"name","id":[],"name":{}}',
+    b'{"op":"open","host":"a","port":"x","ok":"\\u2028","no":"","head":""}',
+    b'{"op":"fork"}',
+    b'{"disk":true}',
+    b'{"error":"x"}',
+    b'{"ready":true}',
+    b"x" * channel.MAX_PACKET,
+]
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the host that no sandbox may end."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        yield process
+        process.kill()
+
+
+@contextlib.contextmanager
+def channels_of(sandbox: Sandbox) -> Iterator[list[socket.socket]]:
+    """Duplicates of the packet sockets that PID 1 of a sandbox holds."""
+    with contextlib.ExitStack() as stack:
+        pidfd = linux.pidfd_open(sandbox.pid)
+        stack.callback(os.close, pidfd)
+        found = []
+        for name in os.listdir(f"/proc/{sandbox.pid}/fd"):
+            if not os.readlink(f"/proc/{sandbox.pid}/fd/{name}").startswith("socket:"):
+                continue
+            fd = LIBC.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+            one = stack.enter_context(socket.socket(fileno=fd))
+            if one.type & 0xF == socket.SOCK_SEQPACKET:
+                one.setblocking(False)
+                found.append(one)
+        yield found
+
+
+def say(one: socket.socket, data: bytes, fds: int = 0) -> None:
+    with contextlib.suppress(OSError):
+        socket.send_fds(one, [data], [0] * fds)
+
+
+async def works(engine: Engine, sandbox: Sandbox) -> bool:
+    async with contextlib.aclosing(run_program(sandbox, "", "user", ["-c", "print(6 * 7)"])) as output:
+        return b"".join([data async for data in output]) == b"42\n" and not engine.ended.is_set()
+
+
+async def test_nothing_that_a_guest_says_hurts_others(
+    engine: Engine, bystander: subprocess.Popen[bytes]
+) -> None:
+    other = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+    pid = json.dumps({"pid": bystander.pid}).encode()
+    for data in [*HOSTILE, pid]:
+        victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+        with channels_of(victim) as channels:
+            assert len(channels) >= 3, "the report, the nursery and the egress"
+            for one in channels:
+                say(one, data)
+                say(one, data, fds=20)
+        await asyncio.wait_for(engine.kill(victim.sandbox_id), 30)
+        assert bystander.poll() is None, data[:40]
+        assert await works(engine, other), data[:40]
+    await engine.kill(other.sandbox_id)
+
+
+async def test_a_guest_that_says_a_pid_to_the_launcher_loses_its_own_sandbox(
+    engine: Engine, bystander: subprocess.Popen[bytes]
+) -> None:
+    ended = asyncio.get_running_loop().create_future()
+    engine.add_exit_listener(lambda exit_: ended.done() or ended.set_result(exit_))
+    victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+    with channels_of(victim) as channels:
+        for one in channels:
+            say(one, json.dumps({"pid": bystander.pid}).encode())
+    exit_ = await asyncio.wait_for(ended, 30)
+    assert exit_.sandbox_id == victim.sandbox_id
+    assert "no report" in exit_.detail
+    assert bystander.poll() is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_packet_is_a_message_or_a_value_error_and_leaves_nothing_open(data: bytes) -> None:
+    ours, theirs = channel.pair()
+    with ours, theirs:
+        socket.send_fds(theirs, [data or b" "], [0, 0])
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            message, fds = channel.receive(ours)
+        except ValueError:
+            assert len(os.listdir("/proc/self/fd")) == before
+        else:
+            assert isinstance(message, dict)
+            assert len(fds) == 2
+            channel.close_all(fds)
