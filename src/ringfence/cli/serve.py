@@ -35,6 +35,15 @@ import click
 @click.option("--max-snapshots", type=click.IntRange(0), help="Snapshots that may be kept.")
 @click.option("--max-memory-mb", type=click.IntRange(64), help="Ceiling of one sandbox's memory, in MiB.")
 @click.option("--total-memory-mb", type=click.IntRange(64), help="Memory of all sandboxes together, in MiB.")
+@click.option("--total-cpus", type=float, help="Processors of all sandboxes together.")
+@click.option("--total-pids", type=click.IntRange(64), help="Processes of all sandboxes together.")
+@click.option(
+    "--rotate-after",
+    type=click.IntRange(0),
+    help="Sandboxes after which warmed interpreters are replaced (default 1000); 0: never.",
+)
+@click.option("--rotate-minutes", type=float, help="Minutes after which too (default 720); 0: never.")
+@click.option("--seccomp-log", is_flag=True, default=None, help="Have the kernel log refused system calls.")
 @click.option(
     "--fresh-kernels/--forked-kernels",
     default=None,

@@ -80,10 +80,20 @@ class Engine:
         snapshots = self._settings.snapshot_dir
         answer = await self._link.call(
             "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
-            total_memory_mb=self._settings.total_memory_mb,
+            totals=self._totals(), log_refusals=self._settings.log_refusals,
+            rotate_after=self._settings.rotate_after, rotate_seconds=self._settings.rotate_minutes * 60,
             snapshot_dir=str(snapshots.absolute()) if snapshots else None,
         )  # fmt: skip
         self.isolation = IsolationReport.from_launcher(answer["isolation"])
+
+    def _totals(self) -> dict[str, float]:
+        """What the operator has set for all sandboxes together; the launcher fills in the rest."""
+        totals = {
+            "memory_mb": self._settings.total_memory_mb,
+            "cpus": self._settings.total_cpus,
+            "pids": self._settings.total_pids,
+        }
+        return {name: value for name, value in totals.items() if value is not None}
 
     async def _warm(self, template: Template) -> None:
         answer = await self._link.call("warm", template=description_of(template, self._settings.gradual))

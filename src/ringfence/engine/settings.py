@@ -30,6 +30,12 @@ class EngineSettings:
     max_sandboxes: how many may live at once.
     total_memory_mb: what all sandboxes together may use; None: nine tenths of the machine's memory. Over it
         the kernel ends processes of sandboxes, never of the engine. Needs cgroups.
+    total_cpus: processors that all sandboxes together may use; None: all, but the engine comes first.
+    total_pids: processes and threads of all sandboxes together; None: half of what the machine can have.
+    rotate_after: sandboxes after which the warmed interpreters that they are forked from are replaced, so
+        that what code has learnt of their memory's layout is of no use for long; 0: never.
+    rotate_minutes: minutes after which they are replaced too, if anything was forked meanwhile; 0: never.
+    log_refusals: have the kernel write each refused system call to its log (audit, dmesg).
     fresh_kernels: start each kernel as a new program, so that not even its hash seed and memory layout are
         those of another; costs what the imports cost.
     network: what the operator allows sandboxes to reach.
@@ -44,6 +50,11 @@ class EngineSettings:
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
     total_memory_mb: int | None = None
+    total_cpus: float | None = None
+    total_pids: int | None = None
+    rotate_after: int = 1000
+    rotate_minutes: float = 720
+    log_refusals: bool = False
     fresh_kernels: bool = False
     network: NetworkSettings = field(default_factory=NetworkSettings)
     gradual: bool = False

@@ -185,6 +185,11 @@ class _Serving:
             snapshot_dir=self._snapshot_dir,
             max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
             total_memory_mb=self._settings.total_memory_mb,
+            total_cpus=self._settings.total_cpus,
+            total_pids=self._settings.total_pids,
+            rotate_after=self._settings.rotate_after,
+            rotate_minutes=self._settings.rotate_minutes,
+            log_refusals=self._settings.seccomp_log,
             fresh_kernels=self._settings.fresh_kernels,
             gradual=self._settings.gradual_warmup,
             network=NetworkSettings(

@@ -62,6 +62,27 @@ class ServeSettings(BaseSettings):
         ge=64,
         description="Memory of all sandboxes together in MiB; unset: nine tenths of the machine's.",
     )
+    total_cpus: float | None = Field(
+        None,
+        gt=0,
+        description="Processors of all sandboxes together; unset: all, after the server's own work.",
+    )
+    total_pids: int | None = Field(
+        None,
+        ge=64,
+        description="Processes and threads of all sandboxes together; unset: half of the machine's.",
+    )
+    rotate_after: int = Field(
+        1000,
+        ge=0,
+        description="Replace the warmed interpreters after this many sandboxes; 0: never.",
+    )
+    rotate_minutes: float = Field(
+        720, ge=0, description="Replace them after this many minutes too, when they were used; 0: never."
+    )
+    seccomp_log: bool = Field(
+        False, description="Have the kernel log each refused system call (audit log, dmesg)."
+    )
     fresh_kernels: bool = Field(
         False,
         description="Start each kernel as a new program, with its own hash seed and memory layout; slower.",

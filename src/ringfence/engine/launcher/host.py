@@ -1,11 +1,13 @@
 """What the machine gives the launcher: privilege, ids, cgroups; and the account of it that users see."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LimitError, UnsupportedHostError
-from ringfence.engine.isolation import cgroups, landlock, linux, probe, userns
+from ringfence.engine.isolation import cgroups, landlock, linux, probe, seccomp, userns
 
 _IDMAPPED = "id-mapped mounts"
 _OPTIONAL = frozenset({"Landlock", "cgroups", probe.TRANSPARENT_NETWORK})
@@ -17,6 +19,7 @@ class Host:
     """The launcher's view of the machine after it has put itself in place.
 
     privileged: whether the engine was started by root; then every sandbox gets host ids of its own.
+    totals: what all sandboxes together may use. log_refusals: whether the kernel logs refused calls.
     idmap: whether template files are shown through id-mapped mounts (as root always, otherwise never needed).
     """
 
@@ -24,15 +27,26 @@ class Host:
     ids: userns.IdPlan
     cgroups: cgroups.CgroupDriver
     debug: bool
-    total_memory_mb: int
+    totals: dict[str, float]
+    log_refusals: bool = False
 
     @property
     def idmap(self) -> bool:
         """Whether lower directories are id-mapped."""
         return self.privileged
 
+    def group_limits(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """A sandbox's limits as its cgroup gets them: version 1 refuses more processors than all have."""
+        most = self.totals.get("cpus")
+        return {**limits, "cpus": min(limits["cpus"], most)} if most else dict(limits)
+
+    @property
+    def filter_flags(self) -> int:
+        """With which flags sandboxes install their filters."""
+        return seccomp.FILTER_FLAG_LOG if self.log_refusals else 0
+
     @classmethod
-    def prepare(cls, debug: bool, total_memory_mb: int | None = None) -> "Host":
+    def prepare(cls, debug: bool, totals: Mapping[str, float], log_refusals: bool = False) -> "Host":
         """Detect cgroups, limit all sandboxes together, then leave the host's mount namespace.
 
         An ordinary user leaves its user namespace too.
@@ -41,13 +55,13 @@ class Host:
         _require_features(privileged)
         driver = cgroups.detect()
         driver.sweep()
-        total = total_memory_mb or _most_of_the_memory()
-        driver.limit_total({"memory_mb": total})
+        together = {"memory_mb": _most_of_the_memory(), "pids": _half_of_the_processes(), **totals}
+        driver.limit_total(together)
         if not privileged:
             userns.become_namespace_root()
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        return cls(privileged, userns.IdPlan(single=not privileged), driver, debug, total)
+        return cls(privileged, userns.IdPlan(single=not privileged), driver, debug, together, log_refusals)
 
     def create_template_namespace(self, index: int) -> int:
         """The user namespace of the `index`-th template."""
@@ -96,7 +110,7 @@ class Host:
     def _cgroups(self) -> list[dict[str, Any]]:
         driver = self.cgroups
         if driver.available:
-            more = f"; {self.total_memory_mb} MiB for all sandboxes together"
+            more = "; all sandboxes together: " + self._together()
         else:
             more = "; instead: rlimits of each process, and memory looked at ten times a second"
         return [
@@ -107,6 +121,17 @@ class Host:
                 driver.remedy,
             )
         ]
+
+    def _together(self) -> str:
+        totals = self.totals
+        cpus = f", {totals['cpus']:g} processors" if "cpus" in totals else ""
+        return f"{totals['memory_mb']:.0f} MiB{cpus}, {totals['pids']:.0f} processes"
+
+
+def _half_of_the_processes() -> int:
+    """Half of the processes and threads that the machine can have; the rest is for the host."""
+    files = ("/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max")
+    return min(int(Path(file).read_text()) for file in files) // 2
 
 
 def _most_of_the_memory() -> int:

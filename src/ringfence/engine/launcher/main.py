@@ -3,7 +3,7 @@
 Single-threaded and synchronous, because it forks and because a reader should be able to hold it in mind. It
 ends when the engine's end of the channel closes, and everything it started ends with it.
 
-- ``hello`` (runtime_dir, debug): what of isolation is in force;
+- ``hello`` (runtime_dir, debug, totals, …): what of isolation is in force;
 - ``warm`` (template): the report of the preload, when the template's zygote is warm; a template without a
   ``python`` gets no zygote, and its sandboxes no kernels;
 - ``cool`` (template): ends its zygote, when it has no sandboxes;
@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
-from ringfence.engine.isolation import linux, seccomp
+from ringfence.engine.isolation import linux, oom, seccomp
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.lifecycle import Lifecycle
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
+from ringfence.engine.launcher.rotation import GUEST, Rotation
 from ringfence.engine.launcher.sandboxes import Sandboxes
 from ringfence.engine.launcher.watchdog import Watchdog
 from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
@@ -55,6 +56,7 @@ class Launcher:
         self._host: Host | None = None
         self._sandboxes: Sandboxes | None = None
         self._lifecycle: Lifecycle | None = None
+        self._rotation: Rotation | None = None
         self._guest_pid = 0
         self._runtime_dir: Path | None = None
         self._ending = False
@@ -87,6 +89,8 @@ class Launcher:
     def _end(self) -> None:
         self._engine.close()  # first of all, so that the engine does not wait for answers
         self._ending = True
+        if self._rotation is not None:
+            self._rotation.end()
         if self._sandboxes is not None:
             self._sandboxes.kill_all()
         for pid in [self._guest_pid, *(template.zygote_pid for template in self._templates.values())]:
@@ -121,10 +125,19 @@ class Launcher:
 
     def _verb_hello(self, request_id: int, request: dict[str, Any]) -> None:
         self._runtime_dir = Path(request["runtime_dir"])
-        self._host = Host.prepare(debug=request["debug"], total_memory_mb=request["total_memory_mb"])
+        self._host = Host.prepare(request["debug"], request["totals"], request["log_refusals"])
         self._guest_pid, guest = start_guest_zygote()
+        self._rotation = Rotation(
+            request["rotate_after"], request["rotate_seconds"], self._selector, self._successor, self._swap
+        )
         self._sandboxes = Sandboxes(
-            self._host, request["runtime_dir"], guest, self._selector, self._reply, self._announce
+            self._host,
+            request["runtime_dir"],
+            guest,
+            self._selector,
+            self._reply,
+            self._announce,
+            self._rotation.forked,
         )
         self._lifecycle = Lifecycle(self._host, request["snapshot_dir"], self._selector, self._reply)
         self._reply(request_id, isolation=self._host.report())
@@ -151,13 +164,36 @@ class Launcher:
         if not description["python"]:
             self._reply(request_id, report={})
             return
-        record.zygote_pid, record.zygote = start_kernel_zygote(
-            description, namespace_fd, host.idmap, self._program
-        )
+        record.zygote_pid, record.zygote = self._start_zygote(record, gradual=description["gradual"])
         record.warm_request = request_id
         record.make_slots(_FIRST_SLOTS)
         self._selector.register(record.zygote, selectors.EVENT_READ, lambda: self._on_zygote(record))
-        channel.send(record.zygote, {"preload": description["preload"], "gradual": description["gradual"]})
+
+    def _start_zygote(self, record: TemplateRecord, *, gradual: bool) -> tuple[int, socket.socket]:
+        host, _ = self._ready_host()
+        pid, end = start_kernel_zygote(record.description, record.namespace_fd, host.idmap, self._program)
+        channel.send(end, {"preload": record.description["preload"], "gradual": gradual})
+        return pid, end
+
+    def _successor(self, name: str) -> tuple[int, socket.socket]:
+        if name == GUEST:
+            return start_guest_zygote()
+        return self._start_zygote(self._templates[name], gradual=False)
+
+    def _swap(self, name: str, pid: int, end: socket.socket) -> None:
+        """Put a new zygote in service. The old one ends when it has read what was sent to it."""
+        if name == GUEST:
+            _, sandboxes = self._ready_host()
+            self._guest_pid = pid
+            sandboxes.fork_from(end)
+            return
+        record = self._templates[name]
+        if record.zygote is not None:
+            if record.zygote in self._selector.get_map():
+                self._selector.unregister(record.zygote)
+            record.zygote.close()
+        record.zygote_pid, record.zygote = pid, end
+        self._selector.register(end, selectors.EVENT_READ, lambda: self._on_zygote(record))
 
     def _on_zygote(self, record: TemplateRecord) -> None:
         """Its one report comes when it is warm. It runs code of others, so it is not believed much."""
@@ -197,6 +233,8 @@ class Launcher:
 
     def _forget_template(self, record: TemplateRecord) -> None:
         self._templates.pop(record.name, None)
+        if self._rotation is not None:
+            self._rotation.drop(record.name)
         if record.zygote_pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.zygote_pid, signal.SIGKILL)
@@ -282,6 +320,7 @@ class Launcher:
 def main() -> None:
     """Entry point; argv[1] is the descriptor of the channel to the engine."""
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    oom.protect()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the engine decides when to end
     os.umask(0o022)

@@ -15,6 +15,7 @@ from ringfence.engine.isolation import linux
 from ringfence.engine.launcher import lifecycle
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
+from ringfence.engine.launcher.rotation import GUEST
 from ringfence.engine.zygote import channel
 
 Reply = Callable[..., None]
@@ -34,6 +35,7 @@ class Sandboxes:
         selector: selectors.BaseSelector,
         reply: Reply,
         announce: Announce,
+        forked: Callable[[str], None],
     ) -> None:
         self._host = host
         self._runtime_dir = Path(runtime_dir)
@@ -41,8 +43,14 @@ class Sandboxes:
         self._selector = selector
         self._reply = reply
         self._announce = announce
+        self._forked = forked
         self._by_id: dict[str, SandboxRecord] = {}
         self._by_pid: dict[int, SandboxRecord] = {}
+
+    def fork_from(self, guest_zygote: socket.socket) -> None:
+        """Have sandboxes forked by another guest zygote from now on."""
+        self._zygote.close()
+        self._zygote = guest_zygote
 
     def get(self, sandbox_id: str) -> SandboxRecord | None:
         """The sandbox with this id, if there is one."""
@@ -60,7 +68,7 @@ class Sandboxes:
         slot, slot_fd = template.take_slot()
         directory = self._runtime_dir / sandbox_id
         directory.mkdir(mode=0o700)
-        cgroup = self._host.cgroups.create(sandbox_id, request["limits"])
+        cgroup = self._host.cgroups.create(sandbox_id, self._host.group_limits(request["limits"]))
         report, report_end = channel.pair()
         record = SandboxRecord(
             sandbox_id, template, slot, slot_fd, cgroup, directory, report, None, None,
@@ -105,6 +113,7 @@ class Sandboxes:
                 end.close()
             channel.close_all([*procs, *counters])
         self._selector.register(record.report, selectors.EVENT_READ, lambda: self._on_report(record))
+        self._forked(GUEST)
 
     def _birth(self, request: dict[str, Any], record: SandboxRecord, counters: int) -> dict[str, Any]:
         limits = request["limits"]
@@ -115,6 +124,7 @@ class Sandboxes:
             "single_id": plan.single,
             "idmap": self._host.idmap,
             "debug": self._host.debug,
+            "filter_flags": self._host.filter_flags,
             "counters": counters,
             "has_disk": record.disk_fd >= 0,
             "limits": limits,
@@ -213,10 +223,12 @@ class Sandboxes:
             "limits": record.limits,
             "bound_memory": not self._host.cgroups.available,
             "debug": self._host.debug,
+            "filter_flags": self._host.filter_flags,
         }
         fds = [*record.namespaces, record.slot_fd, record.nursery_end.fileno(), *procs]
         try:
             channel.send(zygote, request, fds)
+            self._forked(record.template.name)
         finally:
             channel.close_all([*procs, *record.namespaces])
             record.namespaces.clear()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ringfence.engine.isolation import linux, mounts, userns
+from ringfence.engine.isolation import linux, mounts, oom, userns
 from ringfence.engine.zygote import channel
 from ringfence.engine.zygote.kernel import CODE_PATH
 
@@ -94,6 +94,7 @@ def _become_kernel_zygote(
 ) -> None:
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
+    oom.expose()
     layers = tuple(mounts.LayerPaths(layer["target"], tuple(layer["lowers"])) for layer in template["layers"])
     trees = mounts.clone_lowers(layers, namespace_fd if idmap else None)
     if os.getuid() == 0 and idmap:

@@ -15,7 +15,7 @@ from ringfence.engine.zygote import channel, sandbox
 
 
 def serve(requests: socket.socket) -> None:
-    """Fork a sandbox for each request until the launcher closes the channel.
+    """Say that we are ready, then fork a sandbox for each request until the launcher closes the channel.
 
     A request carries the settings of one sandbox and these descriptors: the report channel, the template's
     and the slot's user namespaces, the guest's HTTP and tunnel sockets, its end of the nursery socket, memory
@@ -25,6 +25,7 @@ def serve(requests: socket.socket) -> None:
     procfs.host_processor()  # slow to read on large machines, and the same for every sandbox
     gc.collect()
     gc.freeze()
+    channel.send(requests, {"ready": True})
     while True:
         try:
             request, fds = channel.receive(requests)

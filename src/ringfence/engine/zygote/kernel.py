@@ -117,7 +117,7 @@ def _settle(nursery: int, request: dict[str, Any], program: bytes) -> None:
     capabilities.drop(keep=_KEPT)
     capabilities.no_new_privs()
     landlock.restrict([landlock.PathRule("/", landlock.ALL)], scopes=0)
-    seccomp.install(program)
+    seccomp.install(program, request["filter_flags"])
 
 
 def _forget_ourselves() -> None:

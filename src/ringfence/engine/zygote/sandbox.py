@@ -30,6 +30,7 @@ from ringfence.engine.isolation import (
     linux,
     mounts,
     network,
+    oom,
     rlimits,
     seccomp,
     userns,
@@ -88,6 +89,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
     report = socket.socket(fileno=given.report)
     with _reporting(report):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        oom.expose()
         _join_cgroups(given.procs)
         plan = _root_plan(request)
         trees = mounts.clone_lowers(plan.layers, given.sandbox_ns if request["idmap"] else None)
@@ -182,7 +184,7 @@ def _become_init(
     # A second barrier: whatever is not below the sandbox's root stays closed, even if a descriptor leads
     # there.
     landlock.restrict([landlock.PathRule("/", landlock.ALL)], scopes=0)
-    seccomp.install(program)
+    seccomp.install(program, request["filter_flags"])
     return intake
 
 

@@ -1,0 +1,103 @@
+"""Replaces zygotes that have been forked from often or for long.
+
+All forks of one zygote share what a fork cannot change: the seed of `hash()` and where things lie in memory.
+What code in one sandbox learns of that holds for the next one, until the zygote is replaced. A successor is
+warmed beside its predecessor, which goes on serving and ends when it has done what it was asked; the
+sandboxes that were forked from it stay.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ringfence.engine.zygote import channel
+
+GUEST = ""
+"""Stands for the guest zygote, where a template's name stands for its kernel zygote."""
+
+Started = tuple[int, socket.socket]
+"""A zygote's pid and the channel to it."""
+
+
+@dataclass
+class _Use:
+    """Of the zygote in service: how often it was forked and since when it serves."""
+
+    forks: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+
+class Rotation:
+    """Counts forks and starts successors.
+
+    after, seconds: how many forks, and how long after its start, a zygote is replaced; 0: never for that.
+    start: starts a zygote by its name; its first message says that it is ready.
+    swap: puts a successor in service.
+    """
+
+    def __init__(
+        self,
+        after: int,
+        seconds: float,
+        selector: selectors.BaseSelector,
+        start: Callable[[str], Started],
+        swap: Callable[[str, int, socket.socket], None],
+    ) -> None:
+        self._after = after
+        self._seconds = seconds
+        self._selector = selector
+        self._start = start
+        self._swap = swap
+        self._uses: dict[str, _Use] = {}
+        self._successors: dict[str, Started] = {}
+
+    def forked(self, name: str) -> None:
+        """The zygote `name` has been asked for a fork. Starts a successor when it is time."""
+        use = self._uses.setdefault(name, _Use())
+        use.forks += 1
+        often = self._after and use.forks >= self._after
+        long = self._seconds and time.monotonic() - use.since >= self._seconds
+        if (often or long) and name not in self._successors:
+            pid, end = self._successors[name] = self._start(name)
+            self._selector.register(end, selectors.EVENT_READ, lambda: self._on_message(name, pid, end))
+
+    def _on_message(self, name: str, pid: int, end: socket.socket) -> None:
+        if self._successors.get(name) != (pid, end):
+            return  # dropped by an earlier event of the same round
+        try:
+            message, fds = channel.receive(end)
+            channel.close_all(fds)
+        except (channel.ChannelClosedError, ValueError):
+            message = {}
+        failed = (
+            (message.get("report") or {}).get("failed") if isinstance(message.get("report"), dict) else None
+        )
+        if message.get("ready") is not True or failed:
+            os.write(2, f"ringfence launcher: a new zygote {name!r} failed; the old one goes on\n".encode())
+            self.drop(name)
+            return
+        self._selector.unregister(end)
+        del self._successors[name]
+        self._uses[name] = _Use()
+        self._swap(name, pid, end)
+
+    def drop(self, name: str) -> None:
+        """End a successor that is not in service yet, if there is one, and begin to count anew."""
+        self._uses.pop(name, None)
+        if (started := self._successors.pop(name, None)) is None:
+            return
+        pid, end = started
+        self._selector.unregister(end)
+        end.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End every successor."""
+        for name in list(self._successors):
+            self.drop(name)
