@@ -1,5 +1,6 @@
 # make run     analyse real data in a sandbox, as an MCP client does
 # make test    run the tests
+# make examples  run the examples for other people's agent frameworks, each in an environment of its own
 # make check   lint, formatting, types
 # make bench   measure the time to a first result
 # make conformance  run other people's MCP clients and the protocol's suite (wants npm)
@@ -19,13 +20,16 @@ REQUIREMENTS := src/ringfence/engine/templates/requirements
 # uv reads none of pip's settings; this passes on where the user's pip gets its packages.
 UV := $(BIN)/python src/ringfence/engine/templates/indexes.py $(BIN)/uv
 
-.PHONY: run test check bench conformance lock clean
+.PHONY: run test examples check bench conformance lock clean
 
 run: $(READY)
 	@$(BIN)/python examples/analyse_penguins.py
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+examples: $(READY)
+	@$(BIN)/python -m pytest tests/examples -m 'frameworks or not load'
 
 check: $(READY)
 	@$(BIN)/ruff check .

@@ -57,9 +57,29 @@ async def test_schemas_are_what_clients_can_use(connect: Connect) -> None:
             assert tool.output_schema is None
             assert 20 < len(tool.description or "") < 2000
             for name, schema in tool.input_schema["properties"].items():
-                optional = name not in tool.input_schema.get("required", [])
-                if optional and "anyOf" in schema:
+                if name not in tool.input_schema.get("required", []):
                     assert schema["nullable"] is True, (tool.name, name)
+
+
+async def test_null_stands_for_what_is_left_out(connect: Connect, remote: dict[str, str]) -> None:
+    async with connect(**remote) as client:
+        for tool in (await client.list_tools()).tools:
+            given = {
+                name: None
+                for name in tool.input_schema["properties"]
+                if name not in tool.input_schema.get("required", [])
+            }
+            needed = {
+                "code": "1 + 1",
+                "command": "true",
+                "path": "/etc/hostname",
+                "content": "",
+                "packages": [],
+            }
+            needed |= {"execution_id": "x_none"}
+            given |= {name: needed[name] for name in tool.input_schema.get("required", [])}
+            result = await client.call_tool(tool.name, given)
+            assert "validation error" not in result.content[0].text, (tool.name, result.content)
 
 
 def test_texts_are_short_and_speak_of_the_settings() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, ToolAnnotations
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ringfence.integrations.mcp.servers.app import App
 from ringfence.integrations.mcp.servers.heartbeat import heartbeat
@@ -15,18 +15,27 @@ if TYPE_CHECKING:
     from ringfence.integrations.mcp.servers.executor.executor import Executor
 
 Ctx = Context[App, None]
+
+# Every parameter that may be left out says so, and takes null for it: some clients (smolagents) refuse a call
+# that leaves out what is not `nullable`, and models write null where they mean nothing.
+_NULLABLE: dict[str, Any] = {"nullable": True}
+
+
+def _else(default: object) -> BeforeValidator:
+    """Null stands for `default`."""
+    return BeforeValidator(lambda given: default if given is None else given)
+
+
 SessionId = Annotated[
     str | None,
     Field(
         description="Session handle from create_session; omit for the default session.",
-        json_schema_extra={"nullable": True},
+        json_schema_extra=_NULLABLE,
     ),
 ]
 Timeout = Annotated[
     float | None,
-    Field(
-        gt=0, le=86_400, description="Seconds until it is interrupted.", json_schema_extra={"nullable": True}
-    ),
+    Field(gt=0, le=86_400, description="Seconds until it is interrupted.", json_schema_extra=_NULLABLE),
 ]
 ExecutionId = Annotated[str, Field(description="From the result of execute_code.", max_length=64)]
 SandboxPath = Annotated[
@@ -36,21 +45,22 @@ LocalPath = Annotated[
     str | None,
     Field(
         description="A file on the user's computer, in an allowed directory.",
-        json_schema_extra={"nullable": True},
+        json_schema_extra=_NULLABLE,
     ),
 ]
 OnLoss = Annotated[
     Literal["report", "replay"] | None,
     Field(
         description="If the session's sandbox was lost: report it, or rebuild it by running its cells again.",
-        json_schema_extra={"nullable": True},
+        json_schema_extra=_NULLABLE,
     ),
 ]
 Packages = Annotated[
     list[Annotated[str, Field(max_length=300)]],
     Field(description="Like ['polars', 'httpx>=0.27'], or paths of wheels in the sandbox.", max_length=50),
 ]
-OptionalText = Annotated[str | None, Field(json_schema_extra={"nullable": True})]
+Overwrite = Annotated[bool, _else(False), Field(json_schema_extra=_NULLABLE)]
+OptionalText = Annotated[str | None, Field(json_schema_extra=_NULLABLE)]
 
 _RUNS = ToolAnnotations(
     read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False
@@ -72,7 +82,11 @@ async def execute_code(
     ],
     session_id: SessionId = None,
     timeout_s: Timeout = None,
-    background: Annotated[bool, Field(description="Return at once; ask with get_execution.")] = False,
+    background: Annotated[
+        bool,
+        _else(False),
+        Field(description="Return at once; ask with get_execution.", json_schema_extra=_NULLABLE),
+    ] = False,
     on_loss: OnLoss = None,
 ) -> CallToolResult:
     async with heartbeat(ctx) as beat:
@@ -83,7 +97,11 @@ async def execute_code(
 async def get_execution(
     ctx: Ctx,
     execution_id: ExecutionId,
-    wait_s: Annotated[float, Field(ge=0, le=600, description="Seconds to wait for the end.")] = 20,
+    wait_s: Annotated[
+        float,
+        _else(20),
+        Field(ge=0, le=600, description="Seconds to wait for the end.", json_schema_extra=_NULLABLE),
+    ] = 20,
 ) -> CallToolResult:
     async with heartbeat(ctx) as beat:
         return await (await _executor(ctx)).get_execution(execution_id, wait_s, beat)
@@ -100,11 +118,11 @@ async def create_session(
     ctx: Ctx,
     env: Annotated[
         dict[str, str] | None,
-        Field(description="Environment variables.", json_schema_extra={"nullable": True}),
+        Field(description="Environment variables.", json_schema_extra=_NULLABLE),
     ] = None,
     packages: Annotated[
         list[str] | None,
-        Field(description="Packages to install in it.", max_length=50, json_schema_extra={"nullable": True}),
+        Field(description="Packages to install in it.", max_length=50, json_schema_extra=_NULLABLE),
     ] = None,
     on_loss: OnLoss = None,
 ) -> CallToolResult:
@@ -144,13 +162,11 @@ async def install_packages(ctx: Ctx, packages: Packages, session_id: SessionId =
 
 async def list_files(
     ctx: Ctx,
-    path: SandboxPath = "/home/user",
+    path: Annotated[SandboxPath, _else("/home/user"), Field(json_schema_extra=_NULLABLE)] = "/home/user",
     session_id: SessionId = None,
-    pattern: Annotated[
-        str | None, Field(description="Like *.csv", json_schema_extra={"nullable": True})
-    ] = None,
-    depth: Annotated[int, Field(ge=1, le=20)] = 1,
-    limit: Annotated[int, Field(ge=1, le=1000)] = 200,
+    pattern: Annotated[str | None, Field(description="Like *.csv", json_schema_extra=_NULLABLE)] = None,
+    depth: Annotated[int, _else(1), Field(ge=1, le=20, json_schema_extra=_NULLABLE)] = 1,
+    limit: Annotated[int, _else(200), Field(ge=1, le=1000, json_schema_extra=_NULLABLE)] = 200,
 ) -> CallToolResult:
     async with heartbeat(ctx):
         return await (await _executor(ctx)).list_files(session_id, path, pattern, depth, limit)
@@ -160,8 +176,12 @@ async def read_file(
     ctx: Ctx,
     path: SandboxPath,
     session_id: SessionId = None,
-    offset: Annotated[int, Field(ge=1, description="First line, from 1.")] = 1,
-    limit: Annotated[int, Field(ge=1, le=5000, description="Lines.")] = 500,
+    offset: Annotated[
+        int, _else(1), Field(ge=1, description="First line, from 1.", json_schema_extra=_NULLABLE)
+    ] = 1,
+    limit: Annotated[
+        int, _else(500), Field(ge=1, le=5000, description="Lines.", json_schema_extra=_NULLABLE)
+    ] = 500,
 ) -> CallToolResult:
     async with heartbeat(ctx):
         return await (await _executor(ctx)).read_file(session_id, path, offset, limit)
@@ -183,7 +203,7 @@ async def upload_file(
         str | None,
         Field(
             description="Where it goes in the sandbox; default: the same name.",
-            json_schema_extra={"nullable": True},
+            json_schema_extra=_NULLABLE,
         ),
     ] = None,
     local_path: LocalPath = None,
@@ -200,7 +220,7 @@ async def download_file(
     ctx: Ctx,
     path: SandboxPath,
     local_path: LocalPath = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     session_id: SessionId = None,
 ) -> CallToolResult:
     async with heartbeat(ctx):
@@ -211,12 +231,10 @@ async def export_notebook(
     ctx: Ctx,
     path: Annotated[
         str | None,
-        Field(
-            description="Where in the sandbox; default: session.ipynb.", json_schema_extra={"nullable": True}
-        ),
+        Field(description="Where in the sandbox; default: session.ipynb.", json_schema_extra=_NULLABLE),
     ] = None,
     local_path: LocalPath = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     session_id: SessionId = None,
 ) -> CallToolResult:
     async with heartbeat(ctx):
