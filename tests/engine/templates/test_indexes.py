@@ -64,9 +64,9 @@ def test_a_chosen_pip_file_is_the_strongest_and_dev_null_means_none(home: Path, 
     write_pip_conf(home, "[global]\nindex-url = https://file.example/simple\n")
     (tmp_path / "chosen.conf").write_text("[global]\nindex-url = https://chosen.example/simple\n")
 
-    assert pip_settings({"PIP_CONFIG_FILE": str(tmp_path / "chosen.conf")}, home) == {
-        "index-url": "https://chosen.example/simple"
-    }
+    chosen = {"PIP_CONFIG_FILE": str(tmp_path / "chosen.conf"), "XDG_CONFIG_DIRS": "/nowhere"}
+
+    assert pip_settings(chosen, home) == {"index-url": "https://chosen.example/simple"}
     assert pip_settings({"PIP_CONFIG_FILE": "/dev/null"}, home) == {}
 
 
