@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from e2b import CommandExitException
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import Face
@@ -76,3 +79,16 @@ async def test_randomness_differs(sdk: Face, make: Callable[..., Any]) -> None:
     code = "import random, uuid, os; (random.random(), uuid.uuid4().hex, os.urandom(8))"
     first, second = await make(), await make()
     assert (await sdk(first.run_code, code)).text != (await sdk(second.run_code, code)).text
+
+
+async def test_a_sandbox_outlives_the_end_of_all_its_processes(sdk: Face, box: Any) -> None:
+    for _ in range(2):
+        await sdk(box.run_code, "x = 1")
+        with contextlib.suppress(CommandExitException):  # its own shell ends, too
+            await sdk(box.commands.run, "sudo kill -9 -1")
+        lost = (await sdk(box.run_code, "x")).error
+        assert lost.name in ("KernelDied", "NameError")  # whether the cell came before the news or after
+        assert (await sdk(box.run_code, "1 + 1")).text == "2"
+        context = await sdk(box.create_code_context)
+        assert (await sdk(box.run_code, "2 + 2", context=context)).text == "4"
+        assert (await sdk(box.commands.run, "echo alive")).stdout == "alive\n"

@@ -155,7 +155,7 @@ async def test_metrics(sdk: Face, box: Any) -> None:
     point = found[0]
     assert point.cpu_count >= 1
     assert 0 < point.mem_used <= point.mem_total
-    assert 0 <= point.disk_used <= point.disk_total
+    assert 0 < point.disk_used <= point.disk_total
 
 
 async def test_many_clients_of_one_sandbox(sdk: Face, box: Any) -> None:

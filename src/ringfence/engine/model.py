@@ -137,12 +137,19 @@ class Exit:
 
 @dataclass(frozen=True)
 class Stats:
-    """Use of one sandbox at one moment. Memory and disk in bytes, CPU in seconds since the start."""
+    """Use of one sandbox at one moment. Memory and disk in bytes, CPU in seconds since the start.
+
+    memory_cache: file pages that the kernel would give back at once; not part of `memory_used`.
+    disk_used: what the sandbox itself has written; `disk_limit` bounds it.
+    """
 
     memory_used: int
+    memory_cache: int
     memory_peak: int
     memory_limit: int
     cpu_seconds: float
     cpus: float
     pids: int
     oom_kills: int
+    disk_used: int = 0
+    disk_limit: int = 0

@@ -70,7 +70,7 @@ async def _serve(
     with contextlib.suppress(OSError):  # a snapshot whose /run was spoiled shall start all the same
         write_marks(config)
         SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
-    kernels = KernelPool(config, _nursery(config, nursery), meter)
+    kernels = KernelPool(config, _nursery(config, nursery, lifeline), meter)
     services = {
         ENVD_PORT: envd.build(config, reaper),
         INTERPRETER_PORT: interpreter.build(config, kernels),
@@ -86,9 +86,12 @@ async def _serve(
         await server.serve(sockets=listeners)
 
 
-def _nursery(config: GuestConfig, sock: socket.socket) -> NurseryClient:
+def _nursery(config: GuestConfig, sock: socket.socket, lifeline: socket.socket) -> NurseryClient:
+    def renew(end: socket.socket) -> None:
+        socket.send_fds(lifeline, [b'{"nursery": true}'], [end.fileno()])
+
     if config.python:
-        return NurseryClient(sock, always_fresh=config.fresh_kernels)
+        return NurseryClient(sock, always_fresh=config.fresh_kernels, renew=renew)
     return NurseryClient(
         sock, "this template runs commands only: it was built from an image and has no kernels"
     )

@@ -103,7 +103,9 @@ class App:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         sandbox_id = match_signature(self._registry.records(), scope["method"], query)
         if sandbox_id is None:
-            raise ApiError(401, "missing or invalid signature, and no header names a sandbox")
+            # As envd says it. Nothing here tells a caller without a header which sandboxes there are.
+            given = "signature" in query
+            raise ApiError(401, "invalid signature" if given else "missing signature query parameter")
         return Target(sandbox_id, ENVD_PORT)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> Response | None:

@@ -163,7 +163,7 @@ def metric(record: Record, sample: Sample) -> dict[str, Any]:
         "cpuUsedPct": round(sample.cpu_percent, 2),
         "memUsed": sample.stats.memory_used,
         "memTotal": sample.stats.memory_limit,
-        "memCache": 0,
-        "diskUsed": 0,
-        "diskTotal": limits.disk_mb * 1024 * 1024,
+        "memCache": sample.stats.memory_cache,
+        "diskUsed": sample.stats.disk_used,
+        "diskTotal": sample.stats.disk_limit or limits.disk_mb * 1024 * 1024,
     }

@@ -433,7 +433,7 @@ def test_the_statistics_of_version_2_are_read(tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     stats = cgroup_v2.V2Group("x", str(tmp_path), {"memory_mb": 64, "cpus": 2.0}).stats()
-    assert stats == cgroup_base.GroupStats(4000000, 7000000, 64 << 20, 2.5, 2.0, 4, 1)
+    assert stats == cgroup_base.GroupStats(4000000, 1000000, 7000000, 64 << 20, 2.5, 2.0, 4, 1)
 
 
 def test_controllers_are_handed_down_or_their_lack_is_an_error(tmp_path):

@@ -89,11 +89,14 @@ async def test_recursive_follows_new_directories(sync_sandbox: Sandbox, workdir:
         (workdir / "there" / "deep" / "a").touch()
         (workdir / "made" / "below").mkdir(parents=True)
         (workdir / "made" / "below" / "b").touch()
+        (workdir / "made" / "below" / "full").write_text("written before anybody could watch")
         first = pairs(handle.get_new_events())
         assert ("there/deep/a", CREATE) in first
         assert first.count(("made", CREATE)) == 1
         assert first.count(("made/below", CREATE)) == 1
         assert first.count(("made/below/b", CREATE)) == 1
+        assert ("made/below/b", WRITE) not in first
+        assert first.index(("made/below/full", CREATE)) < first.index(("made/below/full", WRITE))
         (workdir / "made" / "below" / "c").touch()
         assert pairs(handle.get_new_events())[0] == ("made/below/c", CREATE)
         handle.stop()

@@ -20,9 +20,13 @@ CPU_PERIOD_US = 100_000
 
 @dataclass(frozen=True)
 class GroupStats:
-    """Use of one group: memory in bytes, CPU in seconds since it was made. What the host cannot tell is 0."""
+    """Use of one group: memory in bytes, CPU in seconds since it was made. What the host cannot tell is 0.
+
+    memory_cache: file pages that the kernel would give back at once; not part of `memory_used`.
+    """
 
     memory_used: int
+    memory_cache: int
     memory_peak: int
     memory_limit: int
     cpu_seconds: float
@@ -138,7 +142,7 @@ class NoGroup(Cgroup):
         return []
 
     def stats(self) -> GroupStats:
-        return GroupStats(0, 0, memory_bytes(self._limits), 0.0, float(self._limits.get("cpus", 0)), 0, 0)
+        return GroupStats(0, 0, 0, memory_bytes(self._limits), 0.0, float(self._limits.get("cpus", 0)), 0, 0)
 
     def oom_kills(self) -> int:
         return 0

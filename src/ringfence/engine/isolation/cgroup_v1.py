@@ -54,6 +54,7 @@ class V1Group(Cgroup):
         accounting = self._directories.get("cpuacct")
         return GroupStats(
             memory_used=used,
+            memory_cache=cache,
             memory_peak=base.number(f"{memory}/memory.max_usage_in_bytes"),
             memory_limit=base.memory_bytes(self._limits),
             cpu_seconds=base.number(f"{accounting}/cpuacct.usage") / 1e9 if accounting else 0.0,

@@ -49,6 +49,7 @@ class V2Group(Cgroup):
         used = max(0, base.number(f"{at}/memory.current") - cache)
         return GroupStats(
             memory_used=used,
+            memory_cache=cache,
             memory_peak=base.number(f"{at}/memory.peak"),
             memory_limit=base.memory_bytes(self._limits),
             cpu_seconds=base.field_of(f"{at}/cpu.stat", "usage_usec") / 1e6,

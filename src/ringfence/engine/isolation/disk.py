@@ -27,6 +27,12 @@ def attach(place: str, size: int, inodes: int, root_id: int, kept: int | None) -
     return linux.open_tree(linux.AT_FDCWD, place, linux.OPEN_TREE_CLONE)
 
 
+def use(mount: int) -> tuple[int, int]:
+    """Bytes used and in all of the layer whose mount this is."""
+    status = os.fstatvfs(mount)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize, status.f_blocks * status.f_frsize
+
+
 def fresh_shm(place: str) -> str:
     """The directory for ``/dev/shm``, empty: what an earlier life left in it is not kept, as in a reboot."""
     shm = f"{place}/shm"

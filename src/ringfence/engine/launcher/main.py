@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
-from ringfence.engine.isolation import linux, oom, seccomp
+from ringfence.engine.isolation import disk, linux, oom, seccomp
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.lifecycle import Lifecycle
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
@@ -286,7 +286,9 @@ class Launcher:
 
     def _verb_stats(self, request_id: int, request: dict[str, Any]) -> None:
         record = self._record(request["id"])
-        self._reply(request_id, stats=vars(record.cgroup.stats()))
+        used, limit = disk.use(record.disk_fd) if record.disk_fd >= 0 else (0, 0)
+        stats = {**vars(record.cgroup.stats()), "disk_used": used, "disk_limit": limit}
+        self._reply(request_id, stats=stats)
 
     def _record(self, sandbox_id: str) -> SandboxRecord:
         _, sandboxes = self._ready_host()

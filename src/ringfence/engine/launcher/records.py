@@ -74,7 +74,8 @@ class SandboxRecord:
 
     disk_fd: a mount of its writable layer. frozen: its processes stand still. suspended: it has none, only
     files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
-    stopped_before: pids that were stopped already when it was held by signals.
+    stopped_before: pids that were stopped already when it was held by signals. namespaces: what a nursery
+    joins. nurseries: how many more than the first it has had.
     """
 
     sandbox_id: str
@@ -90,6 +91,7 @@ class SandboxRecord:
     pid: int = 0
     pidfd: int = -1
     namespaces: list[int] = field(default_factory=list)
+    nurseries: int = 0
     ready: bool = False
     killed: bool = False
     error: str = ""

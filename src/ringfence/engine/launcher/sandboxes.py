@@ -22,6 +22,8 @@ Reply = Callable[..., None]
 Announce = Callable[[dict[str, Any]], None]
 MAX_ERROR = 2000
 MAX_TRACE = 8000
+_MAX_NURSERIES = 1000
+"""How often a sandbox may lose its nursery and get another: each costs the launcher a fork."""
 
 
 class Sandboxes:
@@ -158,9 +160,11 @@ class Sandboxes:
         """Do what a report asks for, if it may come now; whether it did.
 
         All reports come before `ready`, from code of ours that has not met anything hostile. Afterwards the
-        guest holds the channel, and whatever comes from it is not believed.
+        guest holds the channel, and may only ask for another nursery.
         """
         if record.ready:
+            if message == {"nursery": True} and len(fds) == 1:
+                return self._renew_nursery(record, fds[0])
             if self._host.debug:
                 os.write(2, f"guest of {record.sandbox_id}: {json.dumps(message)[:MAX_TRACE]}\n".encode())
             return False
@@ -207,14 +211,12 @@ class Sandboxes:
 
     def _send_nursery(self, record: SandboxRecord) -> None:
         """Ask the kernel zygote for the sandbox's nursery: the process that will fork its Python kernels."""
-        if record.nursery_end is None:
+        zygote, end = record.template.zygote, record.nursery_end
+        record.nursery_end = None
+        if end is None:
             return
-        zygote = record.template.zygote
         if zygote is None:  # a template without kernels: the guest finds the socket closed
-            channel.close_all(record.namespaces)
-            record.namespaces.clear()
-            record.nursery_end.close()
-            record.nursery_end = None
+            end.close()
             return
         procs = record.cgroup.procs_fds()
         request = {
@@ -225,15 +227,26 @@ class Sandboxes:
             "debug": self._host.debug,
             "filter_flags": self._host.filter_flags,
         }
-        fds = [*record.namespaces, record.slot_fd, record.nursery_end.fileno(), *procs]
         try:
-            channel.send(zygote, request, fds)
+            channel.send(zygote, request, [*record.namespaces, record.slot_fd, end.fileno(), *procs])
             self._forked(record.template.name)
         finally:
-            channel.close_all([*procs, *record.namespaces])
-            record.namespaces.clear()
-            record.nursery_end.close()
-            record.nursery_end = None
+            channel.close_all(procs)
+            end.close()
+
+    def _renew_nursery(self, record: SandboxRecord, end: int) -> bool:
+        """Make another nursery on the socket `end`: the sandbox's root has killed the one there was."""
+        if record.killed or not record.namespaces or record.nurseries >= _MAX_NURSERIES:
+            os.close(end)  # the guest finds it closed
+            return True
+        try:
+            record.nursery_end = socket.socket(fileno=end)
+        except OSError:
+            return False
+        record.nurseries += 1
+        with contextlib.suppress(channel.ChannelClosedError):
+            self._send_nursery(record)
+        return True
 
     def kill(self, request_id: int, sandbox_id: str) -> None:
         """Kill a sandbox; answered when its last process is reaped and its traces are removed."""

@@ -143,14 +143,16 @@ class Watcher:
             current = todo.pop()
             try:
                 with os.scandir(posixpath.join(self._root, current)) as found:
-                    children = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
+                    children = sorted((entry.name, *_kind(entry)) for entry in found)
             except OSError:
                 continue  # gone, or not readable
-            for name, is_directory in children:
+            for name, is_directory, written in children:
                 child = posixpath.join(current, name)
                 if announce and len(self._announced) < MAX_PENDING:
                     self._announced.add(child)
                     self._emit(child, "EVENT_TYPE_CREATE")
+                    if written:
+                        self._emit(child, "EVENT_TYPE_WRITE")
                 if is_directory and self._watch_child(child):
                     todo.append(child)
 
@@ -201,3 +203,11 @@ class Watcher:
             with suppress(OSError):  # gone meanwhile
                 event["entry"] = self._entries.describe(posixpath.join(self._root, path))
         self._pending.append(event)
+
+
+def _kind(entry: "os.DirEntry[str]") -> tuple[bool, bool]:
+    """Whether it is a directory, and whether it is a file that somebody has written something to."""
+    with suppress(OSError):
+        if entry.is_file(follow_symlinks=False):
+            return False, entry.stat(follow_symlinks=False).st_size > 0
+    return entry.is_dir(follow_symlinks=False), False

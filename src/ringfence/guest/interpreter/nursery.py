@@ -5,12 +5,14 @@ import asyncio
 import itertools
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ringfence.guest.interpreter.identity import User
 
 _MAX_PACKET = 64 * 1024
+_SEND_BUFFER = 512 * 1024
 
 
 class KernelStartError(Exception):
@@ -33,20 +35,28 @@ class NurseryClient:
     """Requests to the nursery over `sock`, a SEQPACKET socket made by whoever started both."""
 
     def __init__(
-        self, sock: socket.socket, absent: str = "the nursery is gone", *, always_fresh: bool = False
+        self,
+        sock: socket.socket,
+        absent: str = "the nursery is gone",
+        *,
+        always_fresh: bool = False,
+        renew: Callable[[socket.socket], None] | None = None,
     ) -> None:
         """Talk over `sock`. `absent` is what to say when nobody is at its other end; always_fresh: start
-        every kernel as a new program.
+        every kernel as a new program; renew: has a new nursery made for the socket it is given, which is
+        closed afterwards; what it raises is an `OSError`.
         """
         sock.setblocking(False)
         self._always_fresh = always_fresh
         self._absent = absent
+        self._renew = renew
         self._socket = sock
         self._ids = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Forked]] = {}
         self._kernels: dict[int, asyncio.Future[int]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._lost_it = False
 
     async def fork(
         self,
@@ -78,30 +88,61 @@ class NurseryClient:
             raise KernelStartError(
                 f"the environment is too large: {len(packet)} bytes of at most {_MAX_PACKET}"
             )
+        try:
+            self._send(packet, descriptors)
+        except OSError as error:
+            raise KernelStartError(self._absent) from error
         answer: asyncio.Future[Forked] = loop.create_future()
         self._waiting[request_id] = answer
+        return await answer
+
+    def _send(self, packet: bytes, descriptors: tuple[int, ...]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         try:
             self._socket.sendmsg([packet], rights)
-        except OSError as error:
-            del self._waiting[request_id]
-            raise KernelStartError(self._absent) from error
-        return await answer
+        except (BrokenPipeError, ConnectionResetError):
+            if self._renew is None:
+                raise
+            self._lost()
+            self._attach()
+            self._socket.sendmsg([packet], rights)
 
     def close(self) -> None:
         """Close the socket: the nursery then kills every kernel and ends."""
-        if self._loop is not None and not self._closed:
-            self._loop.remove_reader(self._socket.fileno())
         self._closed = True
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._loop is not None and self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+        self._loop = None
         self._socket.close()
 
     def _attach(self) -> asyncio.AbstractEventLoop:
+        if self._lost_it and not self._closed:
+            self._start_over()
         if self._closed:
             raise KernelStartError(self._absent)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._socket.fileno(), self._readable)
         return self._loop
+
+    def _start_over(self) -> None:
+        """Have another nursery made in place of one that somebody in the sandbox, its root, has killed."""
+        if self._renew is None:
+            raise KernelStartError(self._absent)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._renew(theirs)
+        except OSError as error:
+            ours.close()
+            raise KernelStartError(self._absent) from error
+        finally:
+            theirs.close()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        ours.setblocking(False)
+        self._socket, self._lost_it = ours, False
 
     def _readable(self) -> None:
         try:
@@ -135,7 +176,8 @@ class NurseryClient:
 
     def _lost(self) -> None:
         """The nursery died, and by its death signal every kernel with it."""
-        self.close()
+        self._detach()
+        self._lost_it = True
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(KernelStartError("the nursery died"))
