@@ -1,6 +1,8 @@
 """Languages other than Python in real sandboxes, through the official SDK."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +94,33 @@ def test_r(shared: Sandbox) -> None:
     with pytest.raises(TimeoutException):
         shared.run_code("Sys.sleep(60)", language="r", timeout=1)
     assert shared.run_code("sum(x)", language="R", timeout=20).results[0].text == "[1] 6"
+
+
+@pytest.fixture
+def java_kernel(tmp_path: Path) -> Path:
+    """The wheel of a Jupyter kernel for Java."""
+    if not shutil.which("java"):
+        pytest.skip("there is no Java on this machine")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path)]
+    if subprocess.run([*command, "jjava==1.0a8"], check=False, timeout=120).returncode:
+        pytest.skip("no package index has the Jupyter kernel for Java")
+    return next(tmp_path.glob("*.whl"))
+
+
+@pytest.mark.timeout(300)
+def test_java(shared: Sandbox, java_kernel: Path) -> None:
+    shared.files.write(f"/tmp/{java_kernel.name}", java_kernel.read_bytes())
+    shared.commands.run(f"pip install --no-deps --no-index /tmp/{java_kernel.name}", timeout=120)
+    execution = shared.run_code('System.out.print("out");\nint a = 40; a + 2', language="java", timeout=200)
+    assert (out(execution), execution.text) == ("out", "42")
+    code = 'System.getProperty("FROM_SANDBOX") + System.getenv("FROM_SANDBOX") + System.getProperty("ONCE")'
+    assert shared.run_code(code, language="java", envs={"ONCE": "'\"\\"}).text == "yesyes'\"\\"
+    assert shared.run_code('System.getProperty("ONCE")', language="java").text is None
+    broken = shared.run_code('throw new RuntimeException("broken");', language="java").error
+    assert (broken.name, "broken" in broken.value) == ("RuntimeException", True)
+    with pytest.raises(TimeoutException):
+        shared.run_code("while (true) Thread.sleep(10);", language="java", timeout=1)
+    assert shared.run_code("a", language="java", timeout=60).text == "40"
 
 
 def test_unknown_language(shared: Sandbox) -> None:

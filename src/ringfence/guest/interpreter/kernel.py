@@ -18,7 +18,7 @@ from ringfence.guest.memory import MemoryMeter
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes one message of a kernel may have, and one cell."""
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _SHUTDOWN_SECONDS = 1.0
 _IDLE_OUTPUT = 64 * 1024
 

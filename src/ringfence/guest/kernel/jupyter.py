@@ -15,7 +15,7 @@ from .interrupts import Interrupts
 from .jsonable import clean_text
 from .jupyter_wire import Client, KernelGoneError
 
-_START_SECONDS = 55.0
+_START_SECONDS = 115.0
 _END_SECONDS = 0.7
 _MAX_TRACEBACK = 256 * 1024
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
