@@ -93,7 +93,6 @@ def test_templates(api: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/volumes"),
         ("POST", "/secrets"),
         ("GET", "/teams"),
     ],
@@ -145,7 +144,6 @@ def test_bad_lists(api: httpx.Client, query: str) -> None:
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        ({"volumeMounts": [{"name": "a", "path": "/b"}]}, "volumeMounts"),
         ({"mcp": {"x": {}}}, "mcp"),
         ({"iam": {"tokens": {}}}, "iam"),
         ({"network": {"rules": {"a.test": []}}}, "network.rules"),

@@ -138,6 +138,7 @@ def _as_text(report: dict[str, Any]) -> list[str]:
     if report["isolation"] is not None:
         lines += ["", f"isolation: {report['isolation'].get('level', 'unknown')}"]
         lines += _layers(report["isolation"].get("layers", []))
+        lines += ["", "beside isolation:", *_layers(report["isolation"].get("features", []))]
         lines += _attacks(report["proof"]) if report["proof"] else []
     elif report["backend"] == "e2b" and report["works"]:
         lines.append("isolation: E2B's own (one microVM per sandbox); it is not reported")

@@ -12,6 +12,7 @@
     │   ├── SandboxNotFoundError
     │   └── SandboxStartError
     ├── LimitError              a quota or ceiling would be passed; ask for less or wait
+    ├── VolumeError             a volume cannot be had, or something in it is not as the request needs it
     └── BackendError            the configured backend does not answer or refuses the key
 """
 
@@ -54,6 +55,17 @@ class SandboxStartError(SandboxError):
 
 class LimitError(RingfenceError):
     """A quota or ceiling would be passed."""
+
+
+class VolumeError(RingfenceError):
+    """A volume cannot be made or used, or an entry of it is missing, in the way, or of the wrong kind.
+
+    `kind`: ``missing``, ``exists``, ``invalid``, ``full``, ``denied``, ``busy``, ``unsupported``, ``broken``.
+    """
+
+    def __init__(self, message: str, kind: str = "broken") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class BackendError(RingfenceError):

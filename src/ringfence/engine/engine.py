@@ -26,6 +26,7 @@ from ringfence.engine.settings import EngineSettings
 from ringfence.engine.templates.build import ensure_template
 from ringfence.engine.templates.builder import service
 from ringfence.engine.templates.builder.guest import Guest
+from ringfence.engine.volumes.manager import VolumeManager
 
 Progress = Callable[[str], None]
 _HOSTNAME = "sandbox"
@@ -48,6 +49,8 @@ class Engine:
         self._specs: dict[str, SandboxSpec] = {}
         self._built = BuiltTemplates(link)
         self._network = Network(settings.network)
+        self.volumes = VolumeManager(link, settings.volume_dir, unbounded=settings.unbounded_volumes)
+        """Directories that outlive sandboxes."""
         self.ended = asyncio.Event()
         """Set when the launcher has died, and every sandbox with it: the engine is of no use any more."""
         link.on_event = self._on_event
@@ -77,14 +80,17 @@ class Engine:
 
     async def _greet(self) -> None:
         await self._network.start()
-        snapshots = self._settings.snapshot_dir
+        snapshots, volumes = self._settings.snapshot_dir, self._settings.volume_dir
         answer = await self._link.call(
             "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
             totals=self._totals(), log_refusals=self._settings.log_refusals,
             rotate_after=self._settings.rotate_after, rotate_seconds=self._settings.rotate_minutes * 60,
             snapshot_dir=str(snapshots.absolute()) if snapshots else None,
+            volume_dir=str(volumes.absolute()) if volumes else None,
         )  # fmt: skip
-        self.isolation = IsolationReport.from_launcher(answer["isolation"])
+        self.volumes.learn(answer["volumes_lack"])
+        report = IsolationReport.from_launcher(answer["isolation"])
+        self.isolation = dataclasses.replace(report, features=(self.volumes.status(),))
 
     def _totals(self) -> dict[str, float]:
         """What the operator has set for all sandboxes together; the launcher fills in the rest."""
@@ -105,6 +111,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Kill every sandbox, end the launcher, remove the runtime directory."""
+        self.volumes.close()
         await self._link.aclose()
         if self.ended.is_set():
             await sweep()
@@ -139,7 +146,7 @@ class Engine:
         """Start a sandbox; it serves when this returns.
 
         Raises TemplateError (unknown template), LimitError (over the ceiling, or too many sandboxes),
-        SandboxStartError.
+        VolumeError, SandboxStartError.
         """
         template = self._templates.get(spec.template) or self._built.get(spec.template)
         if template is None:
@@ -156,6 +163,8 @@ class Engine:
         started_at = time.time()
         try:
             await self._built.warm(template)
+            for mount in spec.volumes:
+                await self.volumes.attach(mount.volume)
             way_out = await self._network.open(spec.sandbox_id, spec.network)
             answer = await self._call_with(way_out, "create", self._birth(spec, template, limits))
         except BaseException:
@@ -213,6 +222,7 @@ class Engine:
             "guest": guest,
             "hostname": _HOSTNAME,
             "snapshots": [*spec.snapshots, *template.snapshots],
+            "volumes": [dataclasses.asdict(mount) for mount in spec.volumes],
         }
 
     def _check_limits(self, limits: Limits) -> None:
@@ -309,6 +319,10 @@ class Engine:
     def snapshots_in_use(self) -> set[str]:
         """The snapshots that sandboxes have been, or are being, started from and that must stay."""
         return {name for spec in self._specs.values() for name in spec.snapshots}
+
+    def volumes_in_use(self) -> set[str]:
+        """The ids of the volumes that sandboxes have, or are about to have, mounted."""
+        return {mount.volume for spec in self._specs.values() for mount in spec.volumes}
 
     async def erase(self, name: str) -> None:
         """Remove a snapshot, if it is there; no sandbox that was started from it may be alive."""

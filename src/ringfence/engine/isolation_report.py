@@ -54,10 +54,14 @@ class Proof:
 
 @dataclass(frozen=True)
 class IsolationReport:
-    """All layers and what they add up to. proof: None until attacks were run."""
+    """All layers and what they add up to. proof: None until attacks were run.
+
+    features: what else this machine can or cannot do; no level depends on it.
+    """
 
     layers: tuple[LayerStatus, ...]
     proof: Proof | None = None
+    features: tuple[LayerStatus, ...] = ()
 
     @classmethod
     def from_launcher(cls, layers: list[dict[str, Any]]) -> "IsolationReport":
@@ -95,4 +99,9 @@ class IsolationReport:
         proof = None
         if self.proof is not None:
             proof = {**vars(self.proof), "breaches": [vars(breach) for breach in self.proof.breaches]}
-        return {"level": self.level, "layers": [vars(layer) for layer in self.layers], "proof": proof}
+        return {
+            "level": self.level,
+            "layers": [vars(layer) for layer in self.layers],
+            "proof": proof,
+            "features": [vars(feature) for feature in self.features],
+        }

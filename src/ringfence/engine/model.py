@@ -87,11 +87,19 @@ class NetworkRules:
 
 
 @dataclass(frozen=True)
+class VolumeMount:
+    """A volume, by its id, and the absolute path inside at which it is mounted."""
+
+    volume: str
+    path: str
+
+
+@dataclass(frozen=True)
 class SandboxSpec:
     """A request for one sandbox.
 
     `access_token` guards envd inside; None leaves it open to whoever can reach it. `snapshots` are names of
-    snapshots of the template whose files it starts with, topmost first.
+    snapshots of the template whose files it starts with, topmost first. `volumes` are mounted for its life.
     """
 
     sandbox_id: str
@@ -101,6 +109,7 @@ class SandboxSpec:
     limits: Limits | None = None
     snapshots: tuple[str, ...] = ()
     network: NetworkRules = NetworkRules()
+    volumes: tuple[VolumeMount, ...] = ()
 
 
 @dataclass(frozen=True)

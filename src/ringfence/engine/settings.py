@@ -26,6 +26,8 @@ class EngineSettings:
     cache_dir: where built templates are kept, between engines too.
     runtime_dir: for sockets, removed at the end; None: a fresh directory in a short place.
     snapshot_dir: where snapshots are kept; None: none can be made.
+    volume_dir: where volumes are kept; None: there are none.
+    unbounded_volumes: allow volumes that nothing limits where none can have a limit of size.
     ceiling: the most any one sandbox may ask for.
     max_sandboxes: how many may live at once.
     total_memory_mb: what all sandboxes together may use; None: nine tenths of the machine's memory. Over it
@@ -47,6 +49,8 @@ class EngineSettings:
     cache_dir: Path = field(default_factory=default_cache_dir)
     runtime_dir: Path | None = None
     snapshot_dir: Path | None = None
+    volume_dir: Path | None = None
+    unbounded_volumes: bool = False
     ceiling: Limits = _CEILING
     max_sandboxes: int = 200
     total_memory_mb: int | None = None

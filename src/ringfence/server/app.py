@@ -30,6 +30,10 @@ from ringfence.server.signatures import match_signature
 from ringfence.server.template_routes import TemplateRoutes
 from ringfence.server.templates.service import TemplateService
 from ringfence.server.templates.uploads import PATH as UPLOADS
+from ringfence.server.volumes.content import PATH as VOLUME_CONTENT
+from ringfence.server.volumes.content import VolumeContent
+from ringfence.server.volumes.routes import VolumeRoutes
+from ringfence.server.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
     from ringfence.engine.engine import Engine
@@ -41,6 +45,7 @@ class App:
     """The whole server as an ASGI application.
 
     domain: under which sandboxes are reached by host name, with its port when that is not the scheme's own.
+    volume_domain: under which clients are told that volumes' contents are served; None: they are not told.
     allowed_hosts: further names of the control plane. max_body: bound of one request to a sandbox, in bytes.
     """
 
@@ -51,7 +56,9 @@ class App:
         pausing: Pausing,
         keys: Keys,
         templates: TemplateService,
+        volumes: Volumes,
         *,
+        volume_domain: str | None,
         domain: str,
         allowed_hosts: tuple[str, ...],
         max_body: int,
@@ -60,6 +67,7 @@ class App:
         self._registry = registry
         self._keys = keys
         self._uploads = templates.uploads
+        self._volume_content = VolumeContent(volumes, engine.volumes, max_body)
         self._domain_name = host_name(domain)
         self._hosts = HostPolicy(self._domain_name, allowed_hosts)
         self._proxy = Proxy(registry, pausing, max_body)
@@ -69,6 +77,7 @@ class App:
                 *ObserveRoutes(registry).routes(),
                 *SandboxRoutes(registry, pausing, domain).routes(),
                 *template_routes.routes(),
+                *VolumeRoutes(volumes, volume_domain).routes(),
                 *missing_routes(),
                 *LifecycleRoutes(registry, pausing, domain, template_routes.delete).routes(),
             ],
@@ -115,6 +124,8 @@ class App:
             return self._health()
         if scope["path"].startswith(UPLOADS):
             return await self._uploads.receive(Request(scope, receive))
+        if scope["path"].startswith(VOLUME_CONTENT):
+            return await self._volume_content.serve(Request(scope, receive))
         scope[OWNER] = self._authenticate(scope)
         scope["app"] = self  # so that Starlette raises its refusals instead of writing them as text
         # Routes are matched on the path as it was sent, so that an encoded slash stays within its segment.

@@ -18,8 +18,18 @@ from ringfence.core.errors import (
     SandboxStartError,
     TemplateError,
     UnsupportedHostError,
+    VolumeError,
 )
 
+_STATUS_OF_VOLUME = {
+    "missing": 404,
+    "exists": 409,
+    "invalid": 400,
+    "full": 507,
+    "denied": 403,
+    "busy": 503,
+    "unsupported": 400,
+}
 _STATUS_OF: tuple[tuple[type[RingfenceError], int], ...] = (
     (SandboxNotFoundError, 404),
     (TemplateError, 404),
@@ -84,6 +94,8 @@ def quota_reached(message: str) -> ApiError:
 def from_engine(error: RingfenceError) -> ApiError:
     """The answer for an error of the engine. Its messages are written for users and hold no secrets."""
     status = next(status for kind, status in _STATUS_OF if isinstance(error, kind))
+    if isinstance(error, VolumeError):
+        status = _STATUS_OF_VOLUME.get(error.kind, 500)
     if status == 429:
         return quota_reached(str(error))
     return ApiError(status, str(error))

@@ -94,7 +94,7 @@ class LifecycleRoutes:
         try:
             made = await self._registry.create(
                 record.owner, wanted, lifetime=body.timeout, secure=record.access_token is not None,
-                fork=origin,
+                fork=origin, volumes=record.volumes,
             )  # fmt: skip
         except ApiError as error:
             return {"error": {"code": error.status, "message": error.message}}

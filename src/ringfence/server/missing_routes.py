@@ -17,14 +17,6 @@ _OTHERS = (
     ("PATCH", "/templates/{template_id}", "changing templates over the API"),
     ("PATCH", "/v2/templates/{template_id}", "changing templates over the API"),
     ("GET", "/templates/{template_id}/tags/{rest:path}", "template tags"),
-    ("GET", "/volumes", "volumes"),
-    ("POST", "/volumes", "volumes"),
-    ("GET", "/volumes/{volume_id}", "volumes"),
-    ("DELETE", "/volumes/{volume_id}", "volumes"),
-    *(
-        (method, "/volumecontent/{volume_id}/{part}", "volumes")
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
-    ),
     ("GET", "/secrets", "secrets"),
     ("POST", "/secrets", "secrets"),
     ("GET", "/secrets/{secret_id}", "secrets"),

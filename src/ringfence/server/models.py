@@ -65,11 +65,25 @@ class NetworkUpdate(Network):
     allow_internet_access: Annotated[bool | None, Field(alias="allow_internet_access")] = None
 
 
-class VolumeMount(Body):
-    """A volume and where it is to be mounted."""
+class RequestedMount(Body):
+    """A volume, by its name, and where it is to be mounted."""
 
     name: str
     path: str
+
+
+class NewVolume(Body):
+    """``POST /volumes``."""
+
+    name: str
+
+
+class EntryChange(Body):
+    """``PATCH /volumecontent/{id}/path``."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
 
 
 class NewSandbox(Body):
@@ -87,7 +101,7 @@ class NewSandbox(Body):
     auto_resume: AutoResume | None = None
     mcp: dict[str, Any] | None = None
     iam: dict[str, Any] | None = None
-    volume_mounts: list[VolumeMount] | None = None
+    volume_mounts: list[RequestedMount] | None = None
 
     @model_validator(mode="after")
     def _check_maps(self) -> Self:

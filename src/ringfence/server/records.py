@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ringfence.engine.model import Sandbox, Stats
+from ringfence.engine.model import Sandbox, Stats, VolumeMount
 from ringfence.server.models import NewSandbox
 
 ENVD_VERSION = "0.6.13"
@@ -41,8 +41,8 @@ class Record:
 
     access_token: what envd inside asks for. traffic_token: what the proxy asks for on user ports.
     lifetime: seconds it was created for. request: what it was created by. snapshots: what it was started
-    from, topmost first. pause_mode: ``full`` or ``filesystem`` while it is paused. lock: held by whoever
-    changes that.
+    from, topmost first. volumes: what is mounted, under the names in `request`. pause_mode: ``full`` or
+    ``filesystem`` while it is paused. lock: held by whoever changes that.
     """
 
     sandbox: Sandbox
@@ -58,6 +58,7 @@ class Record:
     lifetime: int = 0
     request: NewSandbox | None = None
     snapshots: tuple[str, ...] = ()
+    volumes: tuple[VolumeMount, ...] = ()
     shown_template: tuple[str, str | None] | None = None
     pause_mode: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -95,6 +96,12 @@ class Record:
         shown, alias = self.shown_template or (template.template_id, template.name)
         return {"templateID": shown, **({"alias": alias} if alias else {})}
 
+    @property
+    def volume_mounts(self) -> list[dict[str, str]]:
+        """The volumes that it has mounted, as the wire has them."""
+        mounts = (self.request.volume_mounts if self.request else None) or []
+        return [{"name": mount.name, "path": mount.path} for mount in mounts]
+
     def as_created(self, domain: str) -> dict[str, Any]:
         """The answer to create and connect (``Sandbox`` in E2B's OpenAPI)."""
         body: dict[str, Any] = {
@@ -125,6 +132,7 @@ class Record:
             "state": "paused" if self.paused else "running",
             "envdVersion": ENVD_VERSION,
             "metadata": self.metadata,
+            "volumeMounts": self.volume_mounts,
         }
 
     def as_detail(self, domain: str) -> dict[str, Any]:

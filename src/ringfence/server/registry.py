@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ringfence.core.errors import RingfenceError
 from ringfence.core.ids import is_sandbox_id, new_sandbox_id, new_token
 from ringfence.engine.lease import Leases
-from ringfence.engine.model import Exit, Limits, SandboxSpec, Template
+from ringfence.engine.model import Exit, Limits, SandboxSpec, Template, VolumeMount
 from ringfence.server.errors import ApiError, from_engine, quota_reached
 from ringfence.server.limits import with_requested
 from ringfence.server.models import NetworkUpdate, NewSandbox
@@ -17,6 +17,7 @@ from ringfence.server.network import rules_of, update_network
 from ringfence.server.records import LogLine, Record
 from ringfence.server.snapshot_store import Snapshot
 from ringfence.server.snapshots import Snapshots
+from ringfence.server.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
     from ringfence.engine.engine import Engine
@@ -31,8 +32,8 @@ class Registry:
     """
 
     def __init__(
-        self, engine: "Engine", snapshots: Snapshots, *, max_sandboxes: int, max_timeout: int,
-        max_memory_mb: int | None = None,
+        self, engine: "Engine", snapshots: Snapshots, volumes: Volumes, *, max_sandboxes: int,
+        max_timeout: int, max_memory_mb: int | None = None,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._max_sandboxes = max_sandboxes
@@ -50,6 +51,7 @@ class Registry:
         self._traffic_listeners: list[Callable[[str], None]] = []
         self.on_expiry: Callable[[Record], Coroutine[Any, Any, None]] = self._kill_expired
         self.snapshots = snapshots
+        self._volumes = volumes
         self.leases = Leases(self._expire)
         engine.add_exit_listener(self._on_exit)
         engine.add_network_listener(self._on_network)
@@ -108,13 +110,17 @@ class Registry:
             raise quota_reached(f"you have reached the maximum number of sandboxes ({self._max_sandboxes})")
 
     async def create(
-        self, owner: str, request: NewSandbox, *, lifetime: int, secure: bool, fork: Snapshot | None = None
-    ) -> Record:
+        self, owner: str, request: NewSandbox, *, lifetime: int, secure: bool, fork: Snapshot | None = None,
+        volumes: tuple[VolumeMount, ...] | None = None,
+    ) -> Record:  # fmt: skip
         """Start a sandbox for `owner` that lives `lifetime` seconds. Raises ApiError.
 
         fork: start it on this snapshot, but show it as one of the template in the request.
+        volumes: those that the request names, when they are known already.
         """
         self.check_room(lifetime)
+        if volumes is None:
+            volumes = self._volumes.resolve(owner, request.volume_mounts or ())
         snapshot = fork or self._snapshot(owner, request.template_id)
         template = (
             self.snapshots.template_of(snapshot) if snapshot else self._template(owner, request.template_id)
@@ -129,6 +135,7 @@ class Registry:
             limits=self._limits(template, request.metadata),
             network=rules_of(self._engine, network, request.allow_internet_access),
             snapshots=chain,
+            volumes=volumes,
         )
         sandbox = await self._start(spec)
         now = round(time.time(), 6)
@@ -147,6 +154,7 @@ class Registry:
             lifetime=lifetime,
             request=request,
             snapshots=chain,
+            volumes=volumes,
         )
         if snapshot is not None and fork is None:
             name = snapshot.name.removesuffix(":default") if snapshot.name else None

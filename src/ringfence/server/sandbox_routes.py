@@ -158,8 +158,6 @@ class SandboxRoutes:
 
 def _refuse_unsupported(new: NewSandbox) -> None:
     """Refuse what was asked for and cannot be done; to leave it out silently would be a lie."""
-    if new.volume_mounts:
-        raise not_implemented("volumeMounts (volumes)")
     if new.iam:
         raise not_implemented("iam (workload identity)")
     if new.mcp:

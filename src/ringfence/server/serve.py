@@ -36,6 +36,8 @@ from ringfence.server.snapshots import Snapshots
 from ringfence.server.store import Store
 from ringfence.server.templates.service import TemplateService
 from ringfence.server.tls import Certificate, make_certificate, own_certificate
+from ringfence.server.volumes.store import VolumeStore
+from ringfence.server.volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 
@@ -99,24 +101,35 @@ class _Serving:
                 require_level(report, self._settings.level)
                 stack.enter_context(contextlib.closing(snapshot_store := SnapshotStore(self._database)))
                 snapshots = Snapshots(engine, snapshot_store, self._settings.max_snapshots)
-                registry = self._registry(engine, snapshots)
+                stack.enter_context(contextlib.closing(volume_store := VolumeStore(self._database)))
+                volumes = Volumes(
+                    engine,
+                    volume_store,
+                    most=self._settings.max_volumes,
+                    size_mb=self._settings.volume_size_mb,
+                )
+                registry = self._registry(engine, snapshots, volumes)
                 async with (
                     self._templates(engine, registry) as templates,
                     _background(sample_forever, engine, registry),
                 ):
                     await snapshots.recover(self._snapshot_dir)
+                    await volumes.recover()
                     app = App(
                         engine,
                         registry,
                         Pausing(engine, registry, max_paused=self._settings.max_paused),
                         keys,
                         templates,
+                        volumes,
+                        volume_domain=self._settings.domain,
                         domain=self._domain(),
                         allowed_hosts=self._settings.allowed_hosts,
                         max_body=self._settings.max_upload_mb << 20,
                     )
                     await self._serve(app, engine, registry, lambda: self._announce(engine, store, made_key))
                 await snapshots.close()
+                await volumes.close()
             finally:
                 await engine.aclose()
         return 0
@@ -183,6 +196,8 @@ class _Serving:
             cache_dir=self._settings.cache_dir or default_cache_dir(),
             runtime_dir=self._settings.runtime_dir,
             snapshot_dir=self._snapshot_dir,
+            volume_dir=self._settings.data_dir / "volumes",
+            unbounded_volumes=self._settings.unbounded_volumes,
             max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
             total_memory_mb=self._settings.total_memory_mb,
             total_cpus=self._settings.total_cpus,
@@ -221,10 +236,11 @@ class _Serving:
     def _snapshot_dir(self) -> Path:
         return self._settings.data_dir / "snapshots"
 
-    def _registry(self, engine: Engine, snapshots: Snapshots) -> Registry:
+    def _registry(self, engine: Engine, snapshots: Snapshots, volumes: Volumes) -> Registry:
         return Registry(
             engine,
             snapshots,
+            volumes,
             max_sandboxes=self._settings.max_sandboxes,
             max_timeout=self._settings.max_timeout,
             max_memory_mb=self._settings.max_memory_mb,

@@ -54,6 +54,17 @@ class ServeSettings(BaseSettings):
     max_sandboxes: int = Field(100, ge=1, description="Sandboxes that may run at once.")
     max_paused: int = Field(100, ge=0, description="Sandboxes that may be paused at once, beside those.")
     max_snapshots: int = Field(100, ge=0, description="Snapshots that may be kept.")
+    max_volumes: int = Field(20, ge=0, description="Volumes that one owner may have.")
+    volume_size_mb: int = Field(
+        1024,
+        ge=16,
+        le=16_777_216,
+        description="Size of a volume in MiB; its space is set aside when it is made.",
+    )
+    unbounded_volumes: bool = Field(
+        False,
+        description="Allow volumes without a limit where none can be enforced; they can fill the disk.",
+    )
     max_memory_mb: int | None = Field(
         None, ge=64, description="Ceiling of one sandbox's memory in MiB; unset: the template's own limit."
     )

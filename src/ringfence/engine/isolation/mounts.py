@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import disk, linux, procfs
+from . import disk, linux, procfs, volume_mounts
 
 # Every Linux has /tmp, and the mount namespace is private: nothing is ever visible there outside of it.
 _STAGE = "/tmp"  # noqa: S108
@@ -53,6 +53,7 @@ class RootPlan:
     writable: false gives the zygote's view, where nothing but a small /tmp can be written.
     own_pids: whether the caller is in a PID namespace of its own and so may mount a /proc of it.
     code: files (path to contents) put on a tmpfs on /run, for the zygote's view.
+    volumes: host directories that come on top of the layers.
     """
 
     layers: tuple[LayerPaths, ...]
@@ -64,6 +65,7 @@ class RootPlan:
     writable: bool = True
     own_pids: bool = True
     code: dict[str, bytes] = field(default_factory=dict)
+    volumes: tuple[volume_mounts.VolumePath, ...] = ()
 
 
 def clone_lowers(layers: Sequence[LayerPaths], idmap_fd: int | None) -> list[list[int]]:
@@ -86,11 +88,13 @@ def assemble(
     trees: list[list[int]],
     kept_disk: int | None = None,
     keep: Callable[[int], None] = os.close,
+    volumes: Sequence[int] = (),
 ) -> None:
     """Build the tree in this process's (new) mount namespace and make it the root.
 
-    The cloned `trees` are used up, and so is `kept_disk`, the writable layer of an earlier life. `keep` is
-    given a detached copy of the writable layer's mount as soon as there is one, and closes it.
+    The cloned `trees` and `volumes` are used up, and so is `kept_disk`, the writable layer of an earlier
+    life. `keep` is given a detached copy of the writable layer's mount as soon as there is one, and closes
+    it.
     """
     os.umask(0o022)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
@@ -113,6 +117,7 @@ def assemble(
         for path, contents in plan.code.items():
             _write(_ROOT + path, contents)
     _pivot()
+    volume_mounts.attach(plan.volumes, volumes, plan.root_id)
 
 
 def _overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int]) -> None:

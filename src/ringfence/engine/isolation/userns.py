@@ -20,7 +20,9 @@ FIRST_HOST_ID = 0x70000000
 TEMPLATE_RANGE = 1 << 24
 SLOT_RANGE = 1 << 16
 SLOTS = TEMPLATE_RANGE // SLOT_RANGE - 1
-MAX_TEMPLATES = (0xFFFFFFFE - FIRST_HOST_ID) // TEMPLATE_RANGE
+_RANGES = (0xFFFFFFFE - FIRST_HOST_ID) // TEMPLATE_RANGE
+MAX_TEMPLATES = _RANGES - 2
+"""Templates that there can be at once; the last two ranges are for the launcher's helpers."""
 
 Maps = list[tuple[int, int, int]]
 
@@ -42,6 +44,17 @@ class IdPlan:
         if self.single:
             return [(1000, 0, 1)]
         return [(0, slot * SLOT_RANGE, SLOT_RANGE)]
+
+    def unpacker_maps(self) -> Maps:
+        """The map of the namespace in which images are unpacked."""
+        return self.template_maps(_RANGES - 1)
+
+    def agent_maps(self, number: int) -> Maps:
+        """The map of the `number`-th volume agent's namespace, which is below no template's; from 1."""
+        if self.single:
+            return [(1000, 0, 1)]
+        first = FIRST_HOST_ID + (_RANGES - 2) * TEMPLATE_RANGE
+        return [(0, first + number * SLOT_RANGE, SLOT_RANGE)]
 
     def owner_in_template(self, slot: int, uid: int) -> int:
         """The id that `uid` of the sandbox in `slot` has in the template namespace."""

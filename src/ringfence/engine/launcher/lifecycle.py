@@ -9,7 +9,6 @@ its end.
 """
 
 import contextlib
-import json
 import os
 import re
 import selectors
@@ -21,12 +20,12 @@ from typing import Any
 from ringfence.core.errors import LauncherError
 from ringfence.engine.isolation import disk, linux, userns
 from ringfence.engine.launcher import standstill, treecopy
+from ringfence.engine.launcher.helpers import in_child, result_of
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.unpack import Unpacker, add_users_and_places, leave_the_host
 
 Reply = Callable[..., None]
-_MAX_ANSWER = 4096
 _NAME = re.compile(r"[a-z0-9]{1,64}")
 _ATTRIBUTES = (
     linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC | linux.MOUNT_ATTR_IDMAP
@@ -74,7 +73,7 @@ class Lifecycle:
         standstill.hold(record, freezer=self._host.cgroups.can_freeze)
         self._reply(request_id)
         with contextlib.suppress(OSError):
-            answer, _ = self._in_child(record.cgroup.reclaim)
+            answer, _ = in_child(record.cgroup.reclaim)
             os.close(answer)
 
     def thaw(self, request_id: int, record: SandboxRecord) -> None:
@@ -107,7 +106,7 @@ class Lifecycle:
         self._erase(request_id, self.snapshot_path(name), None)
 
     def _erase(self, request_id: int, directory: str, because: str | None) -> None:
-        answer, _ = self._in_child(lambda: treecopy.remove(directory))
+        answer, _ = in_child(lambda: treecopy.remove(directory))
         self._selector.register(
             answer, selectors.EVENT_READ, lambda: self._on_erased(request_id, answer, because)
         )
@@ -116,7 +115,7 @@ class Lifecycle:
         """Apply an image's layer to layer 0 of the snapshot `name`; without one, finish it with `files`."""
         directory = f"{self.snapshot_path(name)}/0"
         Path(directory).mkdir(0o755, parents=True, exist_ok=True)
-        namespace = userns.create(self._host.ids.template_maps(userns.MAX_TEMPLATES - 1))
+        namespace = userns.create(self._host.ids.unpacker_maps())
         single = self._host.ids.single
         try:
             target = _open_target(directory, namespace if self._host.idmap else None)
@@ -134,7 +133,7 @@ class Lifecycle:
                     add_users_and_places(single, files)
                 return {"bytes": unpacker.written, "entries": unpacker.entries}
 
-            answer, _ = self._in_child(work, *needed)
+            answer, _ = in_child(work, *needed)
             os.close(target)
         finally:
             os.close(namespace)
@@ -160,27 +159,7 @@ class Lifecycle:
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with the change of ids
             return _copy_layers(record.disk_fd, target, overlays)
 
-        return self._in_child(copy, record.slot_fd, record.disk_fd)
-
-    def _in_child(self, work: Callable[[], Any], *needed: int) -> tuple[int, int]:
-        """Do `work` in a child that has no descriptors but those `needed`.
-
-        A pipe that its result, or its error, will come from, and the child's pid.
-        """
-        answer, end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            result: dict[str, Any]
-            try:
-                _settle({end, *needed})
-                result = {"result": work()}
-            except BaseException as error:
-                result = {"error": (str(error) or type(error).__name__)[: _MAX_ANSWER // 8]}
-            with contextlib.suppress(OSError):
-                os.write(end, json.dumps(result).encode())
-            os._exit(0)
-        os.close(end)
-        return answer, pid
+        return in_child(copy, record.slot_fd, record.disk_fd)
 
     def _on_copied(
         self, request_id: int, record: SandboxRecord, answer: int, thaw: bool, directory: str
@@ -209,26 +188,7 @@ class Lifecycle:
 
     def _finish(self, answer: int) -> dict[str, Any]:
         self._selector.unregister(answer)
-        data = os.read(answer, _MAX_ANSWER)
-        os.close(answer)
-        try:
-            result = json.loads(data)
-        except ValueError:
-            return {"error": "the process that worked on it ended early"}
-        return dict(result)
-
-
-def _settle(needed: set[int]) -> None:
-    """Become a helper: die with the launcher, and let go of its signals and descriptors."""
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    first = 3
-    for fd in sorted(needed):
-        if fd > first:
-            linux.close_range(first, fd - 1)
-        first = fd + 1
-    linux.close_range(first)
+        return result_of(answer)
 
 
 def _open_target(directory: str, idmap_fd: int | None) -> int:

@@ -14,7 +14,9 @@ ends when the engine's end of the channel closes, and everything it started ends
 - ``freeze``, ``thaw`` (id): let all of its processes stand still, let them go on;
 - ``suspend`` (id): end its processes and keep its files; ``revive`` (as ``create``): start again on them;
 - ``unpack`` (name, files, a layer's archive): add an image's layer to a snapshot of nothing;
-- ``snapshot`` (id, name), ``erase`` (name): copy a sandbox's layers, remove such a copy.
+- ``snapshot`` (id, name), ``erase`` (name): copy a sandbox's layers, remove such a copy;
+- ``volume_attach``, ``volume_remove`` (volume): mount a volume for sandboxes to come, remove it for good;
+- ``volume_agent`` (volume; beside it, the agent's end of a channel): start the process for its contents.
 
 A refused request is answered with ``error`` and ``kind``; the end of a sandbox is announced as the event
 ``exit``.
@@ -31,12 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
-from ringfence.engine.isolation import disk, linux, oom, seccomp
+from ringfence.engine.isolation import disk, linux, loop, oom, seccomp
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.lifecycle import Lifecycle
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.rotation import GUEST, Rotation
 from ringfence.engine.launcher.sandboxes import Sandboxes
+from ringfence.engine.launcher.volumes import Volumes
 from ringfence.engine.launcher.watchdog import Watchdog
 from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
 from ringfence.engine.runtime_dir import remove_runtime_dir
@@ -57,6 +60,7 @@ class Launcher:
         self._sandboxes: Sandboxes | None = None
         self._lifecycle: Lifecycle | None = None
         self._rotation: Rotation | None = None
+        self._volumes: Volumes | None = None
         self._guest_pid = 0
         self._runtime_dir: Path | None = None
         self._ending = False
@@ -104,7 +108,8 @@ class Launcher:
                 break
         if self._host is not None:
             self._host.cgroups.remove()
-        if self._runtime_dir is not None:
+        unmounted = self._volumes is None or self._volumes.end()
+        if self._runtime_dir is not None and unmounted:
             remove_runtime_dir(self._runtime_dir)  # the engine does so too, unless it was killed
 
     def _reply(self, request_id: int, **answer: Any) -> None:
@@ -140,7 +145,11 @@ class Launcher:
             self._rotation.forked,
         )
         self._lifecycle = Lifecycle(self._host, request["snapshot_dir"], self._selector, self._reply)
-        self._reply(request_id, isolation=self._host.report())
+        self._volumes = Volumes(
+            self._host, request["volume_dir"], request["runtime_dir"], self._program, self._reply,
+            self._selector,
+        )  # fmt: skip
+        self._reply(request_id, isolation=self._host.report(), volumes_lack=loop.missing())
 
     def _announce(self, event: dict[str, Any]) -> None:
         if not self._ending:
@@ -249,7 +258,23 @@ class Launcher:
 
     def _with_paths(self, request: dict[str, Any]) -> dict[str, Any]:
         lifecycle = self._ready_lifecycle()
-        return {**request, "snapshots": [lifecycle.snapshot_path(name) for name in request["snapshots"]]}
+        snapshots = [lifecycle.snapshot_path(name) for name in request["snapshots"]]
+        volumes = self._ready_volumes().sources(request["volumes"])
+        return {**request, "snapshots": snapshots, "volumes": volumes}
+
+    def _ready_volumes(self) -> Volumes:
+        if self._volumes is None:
+            raise LauncherError("hello must come first")
+        return self._volumes
+
+    def _verb_volume_attach(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_volumes().attach(request_id, request["volume"])
+
+    def _verb_volume_agent(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_volumes().start_agent(request_id, request["volume"], request["fds"][0])
+
+    def _verb_volume_remove(self, request_id: int, request: dict[str, Any]) -> None:
+        self._ready_volumes().remove(request_id, request["volume"])
 
     def _ready_lifecycle(self) -> Lifecycle:
         if self._lifecycle is None:
@@ -308,6 +333,8 @@ class Launcher:
                 return
             if self._sandboxes is not None:
                 self._sandboxes.child_ended(pid, status)
+            if self._volumes is not None:
+                self._volumes.child_ended(pid)
             self._zygote_ended(pid)
 
     def _zygote_ended(self, pid: int) -> None:

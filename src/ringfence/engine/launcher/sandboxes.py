@@ -137,6 +137,7 @@ class Sandboxes:
                 "root_id": plan.owner_in_template(record.slot, 0),
                 "memory": limits["memory_mb"] << 20,
                 "cpus": limits["cpus"],
+                "volumes": request["volumes"],
             },
         }
 

@@ -140,13 +140,14 @@ def _copy_attributes(source: int, copy: int, status: os.stat_result) -> None:
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def remove(path: str) -> None:
+def remove(path: str, dir_fd: int | None = None) -> None:
     """Remove a directory with everything in it, however deep it is; it may be gone already.
 
-    Directories in it are first moved to the top, so that the depth costs neither stack nor descriptors.
+    `path` is relative to the open directory `dir_fd`, when there is one. Directories in it are first moved to
+    the top, so that the depth costs neither stack nor descriptors.
     """
     try:
-        top = os.open(path, _DIRECTORY)
+        top = os.open(path, _DIRECTORY, dir_fd=dir_fd)
     except FileNotFoundError:
         return
     number = 0
@@ -167,7 +168,7 @@ def remove(path: str) -> None:
             os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
-    os.rmdir(path)
+    os.rmdir(path, dir_fd=dir_fd)
 
 
 def _unlink(directory: int, name: str) -> bool:

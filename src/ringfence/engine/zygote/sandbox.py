@@ -3,7 +3,7 @@
 The order is the point. Each step needs a power that a later one gives up:
 
 1. join the sandbox's cgroups, so that everything after is counted;
-2. clone the template's directories as id-mapped mounts (needs the launcher's privilege);
+2. clone the template's directories, and volumes, as id-mapped mounts (needs the launcher's privilege);
 3. enter the template's user namespace: from here on no privilege on the host is left;
 4. new mount, PID, network, IPC, UTS and cgroup namespaces, which the template namespace owns, so that nobody
 in the
@@ -34,6 +34,7 @@ from ringfence.engine.isolation import (
     rlimits,
     seccomp,
     userns,
+    volume_mounts,
 )
 from ringfence.engine.zygote import channel
 from ringfence.guest import main as guest_main
@@ -92,7 +93,9 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         oom.expose()
         _join_cgroups(given.procs)
         plan = _root_plan(request)
-        trees = mounts.clone_lowers(plan.layers, given.sandbox_ns if request["idmap"] else None)
+        idmap = given.sandbox_ns if request["idmap"] else None
+        trees = mounts.clone_lowers(plan.layers, idmap)
+        volumes = volume_mounts.clone(plan.volumes, idmap)
         if not request["single_id"]:
             os.setgroups([])
         userns.enter(given.template_ns, 0)
@@ -106,7 +109,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         if pid:
             _report_namespaces(report, pid, names)
             return
-        intake = _become_init(request, plan, trees, given, program, parent)
+        intake = _become_init(request, plan, (trees, volumes), given, program, parent)
         channel.send(report, {"ready": True})
         guest_main.run(
             GuestConfig(**request["guest"]),
@@ -145,6 +148,7 @@ def _root_plan(request: dict[str, Any]) -> mounts.RootPlan:
         root_id=root["root_id"],
         memory=root["memory"],
         cpus=root["cpus"],
+        volumes=tuple(volume_mounts.VolumePath(**volume) for volume in root["volumes"]),
     )
 
 
@@ -158,13 +162,14 @@ def _report_namespaces(report: socket.socket, pid: int, names: int) -> None:
 def _become_init(
     request: dict[str, Any],
     plan: mounts.RootPlan,
-    trees: list[list[int]],
+    cloned: tuple[list[list[int]], list[int]],
     given: Descriptors,
     program: bytes,
     parent: int,
 ) -> socket.socket | None:
     os.setsid()
-    mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk))
+    trees, volumes = cloned
+    mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk), volumes)
     socket.sethostname(request["hostname"])
     network.loopback_up()
     intake = _intercept()

@@ -1,0 +1,57 @@
+"""Short-lived children of the launcher: work that takes long, or that must not have the launcher's power."""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from ringfence.engine.isolation import linux
+
+MAX_ANSWER = 4096
+
+
+def in_child(work: Callable[[], Any], *needed: int) -> tuple[int, int]:
+    """Do `work` in a child that has no descriptors but those `needed`.
+
+    A pipe that its result, or its error, will come from (see `result_of`), and the child's pid.
+    """
+    answer, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        result: dict[str, Any]
+        try:
+            settle({end, *needed})
+            result = {"result": work()}
+        except BaseException as error:
+            result = {"error": (str(error) or type(error).__name__)[: MAX_ANSWER // 8]}
+        with contextlib.suppress(OSError):
+            os.write(end, json.dumps(result).encode())
+        os._exit(0)
+    os.close(end)
+    return answer, pid
+
+
+def result_of(answer: int) -> dict[str, Any]:
+    """What has come from a pipe of `in_child`, as ``result`` or ``error``; the pipe is closed."""
+    data = os.read(answer, MAX_ANSWER)
+    os.close(answer)
+    try:
+        result = json.loads(data)
+    except ValueError:
+        return {"error": "the process that worked on it ended early"}
+    return dict(result)
+
+
+def settle(needed: set[int]) -> None:
+    """Become a helper: die with the launcher, and let go of its signals and descriptors."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    first = 3
+    for fd in sorted(needed):
+        if fd > first:
+            linux.close_range(first, fd - 1)
+        first = fd + 1
+    linux.close_range(first)

@@ -1,0 +1,1 @@
+"""Volumes over E2B's API: their names and owners, and their contents."""
