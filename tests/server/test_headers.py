@@ -1,6 +1,10 @@
 """Which headers reach a sandbox and which come back."""
 
+import base64
+import functools
+
 from ringfence.server.headers import ENVD_PORT, Headers, to_client, to_guest
+from ringfence.server.keys import Keys, digest_of, holds_key
 
 KEY = b"e2b_" + b"0123456789abcdef" * 2
 
@@ -47,6 +51,18 @@ def test_an_api_key_never_reaches_user_code_whatever_header_bears_it() -> None:
     given: Headers = [(b"authorization", b"Bearer " + KEY)]
     assert to_guest(given, 8000, None) == []
     assert to_guest([(b"authorization", b"Bearer of-the-app")], 8000, None) != []
+
+
+def test_no_value_with_a_key_of_the_server_reaches_user_code() -> None:
+    key = "chosen by the operator 42".replace(" ", "-")
+    keys = Keys([(digest_of(key), "owner")])
+    basic = base64.b64encode(f"user:{key}".encode()).decode()
+    for value in (key, f"Bearer {key}", f"Basic {basic}", f"a=1; token={key}", f'key="{key}"', f" {key} "):
+        assert holds_key(keys, value.encode()), value
+        given: Headers = [(b"x-anything", value.encode()), (b"accept", b"*/*")]
+        assert names(to_guest(given, 8000, None, functools.partial(holds_key, keys))) == {b"accept"}
+    for value in ("", "Bearer " + "x" * 40, "Basic ***", "Basic dXNlcjo=", "\xff" * 50):
+        assert not holds_key(keys, value.encode("latin-1")), value
 
 
 def test_cookies_of_ours_are_taken_out() -> None:

@@ -140,3 +140,39 @@ def test_a_weak_key_is_refused(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "RINGFENCE_API_KEY must be at least" in process.stderr
     assert "short" not in process.stderr.replace("too short", "")
+
+
+def test_beyond_loopback_it_wants_tls_or_to_be_told(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [*SERVE, "--data-dir", str(tmp_path), "--host", "0.0.0.0", "--port", "0"],
+        env={**os.environ, "RINGFENCE_TEMPLATES": "base"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "--tls-cert" in process.stderr
+    assert "--plain-http" in process.stderr
+
+
+def test_what_is_said_on_purpose_is_done(serve: Serve) -> None:
+    process = serve("--host", "0.0.0.0", "--port", "0", "--plain-http")
+    line_with(process, "is ready at ")
+
+
+def test_the_log_has_no_key_no_code_and_no_output(
+    launch: Callable[..., RunningServer], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = launch(tmp_path, templates="base", RINGFENCE_LOG_LEVEL="DEBUG")
+    with Sandbox.create("base", envs={"A": "value-in-envs"}, **mine.options) as sandbox:
+        sandbox.commands.run("echo said-by-command", envs={"B": "value-in-envs"})
+        sandbox.run_code("print('said-by-' + 'code')")
+        sandbox.files.write("/tmp/a", "content-of-file")
+        token = sandbox._envd_access_token
+    mine.stop()
+    said = capfd.readouterr()
+    secrets = [mine.key, mine.stranger, token, "value-in-envs", "said-by-", "content-of-file"]
+    assert not [secret for secret in secrets if secret and secret in said.err + said.out]
+    assert "killing sandbox" in said.err, "it does log"

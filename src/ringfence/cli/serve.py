@@ -24,6 +24,12 @@ import click
 )
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Private key (PEM) of the certificate.")
 @click.option("--tls", is_flag=True, default=None, help="Serve HTTPS with a certificate made for local use.")
+@click.option(
+    "--plain-http",
+    is_flag=True,
+    default=None,
+    help="Serve beyond loopback without TLS, behind a proxy or in a network you trust.",
+)
 @click.option("--allowed-hosts", help="Further host names under which the API may be addressed, by commas.")
 @click.option(
     "--level",

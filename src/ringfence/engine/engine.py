@@ -212,6 +212,7 @@ class Engine:
             "memory_bytes": limits.memory_mb << 20,
             "disk_bytes": limits.disk_mb << 20,
             "cpus": limits.cpus,
+            "pids": limits.pids,
             "python": template.python,
             "fresh_kernels": self._settings.fresh_kernels,
         }

@@ -13,7 +13,7 @@ class GuestConfig:
     access_token: required in ``X-Access-Token`` by both services; None: no token is asked for.
     env: variables of every process started in the sandbox (template's, then the request's).
     single_id: there is only uid 1000 inside, and processes of ``root`` run as it too.
-    memory_bytes, disk_bytes, cpus: limits, for metrics.
+    memory_bytes, disk_bytes, cpus: limits, for metrics. pids: the limit of processes, to tell it.
     node_modules: where the packages of the JavaScript kernel are.
     fresh_kernels: start each kernel as a new program instead of forking a warmed one.
     """
@@ -28,6 +28,7 @@ class GuestConfig:
     memory_bytes: int = 0
     disk_bytes: int = 0
     cpus: float = 1.0
+    pids: int = 0
     python: str = "/usr/local/bin/python3"
     node_modules: str = NODE_MODULES
     fresh_kernels: bool = False

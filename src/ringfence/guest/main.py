@@ -23,6 +23,7 @@ from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.interpreter import app as interpreter
 from ringfence.guest.interpreter.nursery import NurseryClient
 from ringfence.guest.interpreter.pool import KernelPool
+from ringfence.guest.limits import LimitWatch
 from ringfence.guest.marks import write_marks
 from ringfence.guest.memory import MemoryMeter
 from ringfence.guest.reaper import Reaper
@@ -70,9 +71,10 @@ async def _serve(
     with contextlib.suppress(OSError):  # a snapshot whose /run was spoiled shall start all the same
         write_marks(config)
         SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
-    kernels = KernelPool(config, _nursery(config, nursery, lifeline), meter)
+    limits = LimitWatch(meter, config.pids)
+    kernels = KernelPool(config, _nursery(config, nursery, lifeline), meter, limits)
     services = {
-        ENVD_PORT: envd.build(config, reaper),
+        ENVD_PORT: envd.build(config, reaper, limits=limits),
         INTERPRETER_PORT: interpreter.build(config, kernels),
     }
     kernels.start()

@@ -11,7 +11,7 @@ class MemoryMeter:
     """Reads the counters; where the host has none, it counts nothing.
 
     counters: descriptors of the peak file and the events file, of cgroup v1 (``memory.max_usage_in_bytes``,
-        ``memory.oom_control``) or v2 (``memory.peak``, ``memory.events``).
+        ``memory.oom_control``) or v2 (``memory.peak``, ``memory.events``), then of ``pids.events``.
     limit: the sandbox's memory limit in bytes.
     """
 
@@ -21,22 +21,33 @@ class MemoryMeter:
 
     def oom_kills(self) -> int:
         """How many processes of the sandbox the kernel has killed for want of memory."""
-        if len(self._counters) == 2:
+        return self._event(1, b"oom_kill")
+
+    def forks_refused(self) -> int:
+        """How often a process or thread could not be started because there were as many as may be."""
+        return self._event(2, b"max")
+
+    def _event(self, counter: int, wanted: bytes) -> int:
+        if len(self._counters) > counter:
             with contextlib.suppress(OSError, ValueError):
-                for line in os.pread(self._counters[1], 4096, 0).splitlines():
+                for line in os.pread(self._counters[counter], 4096, 0).splitlines():
                     name, _, value = line.partition(b" ")
-                    if name == b"oom_kill":
+                    if name == wanted:
                         return int(value)
         return 0
 
     def peak(self) -> int:
         """The most memory the sandbox has used at once, in bytes; 0 where nobody counts."""
-        if len(self._counters) == 2:
+        if self._counters:
             with contextlib.suppress(OSError, ValueError):
                 return int(os.pread(self._counters[0], 64, 0))
         return 0
 
     def describe(self) -> str:
         """What befell a process that was killed for want of memory, as a sentence without its subject."""
+        return f"was killed because {self.reached()}"
+
+    def reached(self) -> str:
+        """That the limit was reached, and the peak."""
         limit, peak = self._limit // _MIB, self.peak() // _MIB
-        return f"was killed because the memory limit of {limit} MiB was reached (peak {peak} MiB)"
+        return f"the memory limit of {limit} MiB was reached (peak {peak} MiB)"

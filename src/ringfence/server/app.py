@@ -70,7 +70,7 @@ class App:
         self._volume_content = VolumeContent(volumes, engine.volumes, max_body)
         self._domain_name = host_name(domain)
         self._hosts = HostPolicy(self._domain_name, allowed_hosts)
-        self._proxy = Proxy(registry, pausing, max_body)
+        self._proxy = Proxy(registry, pausing, max_body, keys)
         template_routes = TemplateRoutes(templates, time.time())
         self._router = Router(
             [

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope
 
@@ -26,12 +27,19 @@ class Exchange:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, port: int, mask_host: str | None, max_body: int
+        self,
+        scope: Scope,
+        receive: Receive,
+        port: int,
+        mask_host: str | None,
+        max_body: int,
+        has_key: Callable[[bytes], bool],
     ) -> None:
         self._scope = scope
         self._receive = receive
         self._max_body = max_body
         self._mask_host = mask_host
+        self._has_key = has_key
         self._port = port
         self._first = b""
         self._received = 0
@@ -110,7 +118,7 @@ class Exchange:
         scope = self._scope
         path = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), path)]
-        for name, value in to_guest(scope["headers"], self._port, self._mask_host):
+        for name, value in to_guest(scope["headers"], self._port, self._mask_host, self._has_key):
             lines.append(b"%b: %b" % (name, value))
         if self.upgrade:
             lines.append(b"connection: Upgrade\r\nupgrade: websocket")

@@ -1,7 +1,7 @@
 """Which headers cross the proxy, in each direction."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -43,10 +43,17 @@ def named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     }
 
 
-def to_guest(headers: Headers, port: int, mask_host: str | None) -> Headers:
+def _no_key(_: bytes) -> bool:
+    return False
+
+
+def to_guest(
+    headers: Headers, port: int, mask_host: str | None, has_key: Callable[[bytes], bool] = _no_key
+) -> Headers:
     """The request headers to send on. Credentials of the control plane never reach a sandbox, and user code
     does not see those of envd either.
 
+    has_key: whether a value has a key of this server in it: such a header is dropped on user ports.
     mask_host: the value ``Host`` gets on user ports, with ``${PORT}`` replaced.
     """
     dropped = named_by_connection(headers) | _HOP_BY_HOP | _ALWAYS_STRIPPED
@@ -56,7 +63,7 @@ def to_guest(headers: Headers, port: int, mask_host: str | None) -> Headers:
     dropped |= _STRIPPED_FOR_USERS
     kept = []
     for name, value in headers:
-        if name in dropped or (name == b"authorization" and _OUR_KEY.search(value)):
+        if name in dropped or (name == b"authorization" and _OUR_KEY.search(value)) or has_key(value):
             continue
         if name == b"host" and mask_host is not None:
             value = mask_host.replace("${PORT}", str(port)).encode()

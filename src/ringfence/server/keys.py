@@ -4,8 +4,11 @@ A key is 160 random bits, so a plain SHA-256 is a sufficient digest: there is no
 the operator chose are held to a minimum length for the same reason.
 """
 
+import binascii
+import contextlib
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 
 from ringfence.core.errors import ConfigurationError
@@ -45,6 +48,21 @@ class Keys:
             if hmac.compare_digest(candidate, digest):
                 found = owner
         return found
+
+
+_WORD = re.compile(r"[^\s,;:='\"()<>]+")
+_BASIC = re.compile(r"\s*basic\s+([A-Za-z0-9+/=]+)\s*", re.IGNORECASE)
+
+
+def holds_key(keys: Keys, value: bytes) -> bool:
+    """Whether an accepted key stands anywhere in a header's value, also in the base64 of Basic."""
+    text = value.decode("latin-1")
+    texts = [text]
+    if match := _BASIC.fullmatch(text):
+        with contextlib.suppress(binascii.Error):
+            texts.append(binascii.a2b_base64(match[1]).decode("latin-1"))
+    words = {word for part in texts for word in (part.strip(), *_WORD.findall(part))}
+    return any(keys.owner(word) is not None for word in words if len(word) >= _MIN_LENGTH)
 
 
 def load_keys(store: Store, presets: tuple[str, ...]) -> tuple[Keys, str | None]:

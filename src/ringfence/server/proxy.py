@@ -1,5 +1,6 @@
 """The proxy between clients and sandboxes: HTTP both ways without buffering, and upgrades as raw bytes."""
 
+import functools
 import hmac
 import html
 import logging
@@ -13,6 +14,7 @@ from ringfence.server.exchange import BodyTooLargeError, ClientGoneError, Exchan
 from ringfence.server.guest_http import GuestConnection, GuestLostError
 from ringfence.server.guest_pool import GuestGoneError, GuestPool, PortClosedError
 from ringfence.server.headers import ENVD_PORT, GUEST_PORTS, to_client
+from ringfence.server.keys import Keys, holds_key
 from ringfence.server.pausing import Pausing
 from ringfence.server.protocol import answer, connection_of
 from ringfence.server.records import Record
@@ -32,9 +34,13 @@ _NOT_OPEN = "The sandbox is running but port is not open"
 
 
 class Proxy:
-    """Forwards requests to sandboxes. `max_body` bounds one request's body, in bytes."""
+    """Forwards requests to sandboxes. `max_body` bounds one request's body, in bytes.
 
-    def __init__(self, registry: Registry, pausing: Pausing, max_body: int) -> None:
+    keys: the server's, which user code never gets to see.
+    """
+
+    def __init__(self, registry: Registry, pausing: Pausing, max_body: int, keys: Keys) -> None:
+        self._keys = keys
         self._registry = registry
         self._pausing = pausing
         self._pool = GuestPool()
@@ -52,7 +58,14 @@ class Proxy:
         if record.paused and (_is_probe(target, scope) or not await self._pausing.wake(record)):
             await answer(_bad_gateway(target, scope, _NOT_FOUND), scope, receive, send)
             return
-        exchange = Exchange(scope, receive, target.port, record.mask_request_host, self._max_body)
+        exchange = Exchange(
+            scope,
+            receive,
+            target.port,
+            record.mask_request_host,
+            self._max_body,
+            functools.partial(holds_key, self._keys),
+        )
         try:
             connection = await self._request(record, target, exchange)
         except PortClosedError:

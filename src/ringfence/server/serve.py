@@ -84,6 +84,12 @@ class _Serving:
         self._settings = settings
         self._listener = listener
         self._certificate = _certificate(settings)
+        if self._certificate is None and not is_loopback(listener) and not settings.plain_http:
+            raise ConfigurationError(
+                f"{settings.host} is not loopback, and without TLS keys and data would cross the network "
+                "unencrypted: give --tls-cert and --tls-key, or --tls, or say --plain-http if a proxy with "
+                "TLS is in front or you trust the network"
+            )
         self._url = url_of(listener, "https" if self._certificate else "http")
         self._stop = asyncio.Event()
 

@@ -32,6 +32,10 @@ class ServeSettings(BaseSettings):
     tls_cert: Path | None = Field(None, description="Certificate chain (PEM) to serve HTTPS with.")
     tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
     tls: bool = Field(False, description="Serve HTTPS with a certificate made for local use.")
+    plain_http: bool = Field(
+        False,
+        description="Serve beyond loopback without TLS: behind a proxy with TLS, or in a network you trust.",
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Further host names under which the API may be addressed, separated by commas."
     )

@@ -257,7 +257,7 @@ def test_an_engine_group_that_was_removed_meanwhile_is_made_again(driver):
 @needs_v1
 def test_memory_ends_at_the_limit_and_the_kill_is_counted(v1):
     group = v1.create("hungry", LIMITS)
-    peak, events = group.counter_fds()
+    peak, events, forks = group.counter_fds()
     pid = spawn(group, lambda: bytearray(200 << 20))
     assert ended(pid) == -signal.SIGKILL
     assert group.oom_kills() == 1
@@ -266,7 +266,8 @@ def test_memory_ends_at_the_limit_and_the_kill_is_counted(v1):
     assert 60 << 20 < stats.memory_peak <= 64 << 20
     assert b"oom_kill 1" in os.pread(events, 4096, 0)
     assert int(os.pread(peak, 64, 0)) == stats.memory_peak
-    for fd in (peak, events):
+    assert os.pread(forks, 4096, 0).startswith(b"max 0")
+    for fd in (peak, events, forks):
         os.close(fd)
     assert group.remove()
 

@@ -49,7 +49,10 @@ class Cgroup(ABC):
 
     @abstractmethod
     def counter_fds(self) -> list[int]:
-        """Read-only descriptors of the memory peak and the out-of-memory events; the caller closes them."""
+        """Read-only descriptors of the memory peak, the out-of-memory events and the events of processes.
+
+        The caller closes them.
+        """
 
     @abstractmethod
     def pids(self) -> list[int]:

@@ -37,7 +37,8 @@ class V1Group(Cgroup):
 
     def counter_fds(self) -> list[int]:
         files = ("memory.max_usage_in_bytes", "memory.oom_control")
-        return [os.open(self._path("memory", file), os.O_RDONLY | os.O_CLOEXEC) for file in files]
+        paths = [*(self._path("memory", file) for file in files), self._path("pids", "pids.events")]
+        return [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
 
     def pids(self) -> list[int]:
         controller = "freezer" if "freezer" in self._directories else "memory"

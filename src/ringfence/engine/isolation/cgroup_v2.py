@@ -32,7 +32,8 @@ class V2Group(Cgroup):
         return os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def counter_fds(self) -> list[int]:
-        files = [f"{self._directory}/memory.peak", f"{self._directory}/memory.events"]
+        names = ("memory.peak", "memory.events", "pids.events")
+        files = [f"{self._directory}/{name}" for name in names]
         if not all(os.path.exists(file) for file in files):  # memory.peak is of Linux 5.19
             return []
         return [os.open(file, os.O_RDONLY | os.O_CLOEXEC) for file in files]

@@ -21,6 +21,7 @@ from ringfence.guest.envd.start import Starter
 from ringfence.guest.envd.unknown import unknown
 from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.envd.watch import WatchService
+from ringfence.guest.limits import LimitWatch
 from ringfence.guest.reaper import Reaper
 
 ENVD_VERSION = "0.6.13"
@@ -31,9 +32,15 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _EXPOSED = ("Location", "Cache-Control", "X-Content-Type-Options", "Content-Range", "Content-Disposition")
 
 
-def build(config: GuestConfig, reaper: Reaper, users: UserDatabase | None = None) -> Starlette:
+def build(
+    config: GuestConfig,
+    reaper: Reaper,
+    users: UserDatabase | None = None,
+    limits: LimitWatch | None = None,
+) -> Starlette:
     """Make the application. `reaper` must have been started, or be started before the first request.
 
+    limits: tells why commands failed.
     users: whom processes run as; by default those of /etc/passwd.
     Sets the umask of this process to 022, because files are created with it.
     """
@@ -43,7 +50,7 @@ def build(config: GuestConfig, reaper: Reaper, users: UserDatabase | None = None
     routes = [
         *_plain_routes(config),
         *FileService(config, users).routes(),
-        *ProcessService(config, users, Starter(config, users, reaper)).routes(),
+        *ProcessService(config, users, Starter(config, users, reaper), limits).routes(),
         *FilesystemService(config, users, entries).routes(),
         *WatchService(config, users, entries).routes(),
     ]

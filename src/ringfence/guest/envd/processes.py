@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 from starlette.routing import Route
@@ -21,6 +21,7 @@ from ringfence.guest.envd.process import Process
 from ringfence.guest.envd.spawn import set_window_size
 from ringfence.guest.envd.start import Starter, WindowSize
 from ringfence.guest.envd.users import UserDatabase, call_user
+from ringfence.guest.limits import LimitWatch, Mark
 
 EXIT_RETENTION_SECONDS = 30.0
 """How long a late `Connect` still learns how a process ended."""
@@ -35,6 +36,7 @@ class _Entry:
     process: Process
     config: Message
     tag: str | None
+    mark: Mark | None = None
 
 
 def keepalive_seconds(call: Call) -> float:
@@ -48,8 +50,11 @@ def keepalive_seconds(call: Call) -> float:
 class ProcessService:
     """All processes that were started through envd."""
 
-    def __init__(self, config: GuestConfig, users: UserDatabase, starter: Starter) -> None:
-        """Start processes with `starter`, for the users in `users`."""
+    def __init__(
+        self, config: GuestConfig, users: UserDatabase, starter: Starter, limits: LimitWatch | None = None
+    ) -> None:
+        """Start processes with `starter`, for the users in `users`; `limits` tells why they failed."""
+        self._limits = limits
         self._config = config
         self._users = users
         self._starter = starter
@@ -77,15 +82,18 @@ class ProcessService:
         """Start a process and follow it. It goes on when the client hangs up, but not past the deadline."""
         user = call_user(self._users, self._config.default_user, call.headers.get("authorization"))
         tag = fields.optional_text(request, "tag")
+        mark = self._limits.mark() if self._limits else None
         process = await self._starter.start(request, user)
         if call.deadline is not None:
             process.set_deadline(call.deadline)
-        self._remember(_Entry(process, fields.submessage(request, "process"), tag))
+        entry = _Entry(process, fields.submessage(request, "process"), tag, mark)
+        self._remember(entry)
         async for event in self._follow(process, call):
             yield event
         if process.timed_out:
             raise ConnectError("deadline_exceeded", "the command was killed: its timeout ran out")
-        yield _end_event(process)
+        for event in self._ending(entry):
+            yield event
 
     def _remember(self, entry: _Entry) -> None:
         pid = entry.process.pid
@@ -97,7 +105,7 @@ class ProcessService:
         pid = entry.process.pid
         del self._live[pid]
         # Without the request, which may be large.
-        entry = _Entry(entry.process, {}, entry.tag)
+        entry = _Entry(entry.process, {}, entry.tag, entry.mark)
         self._ended[pid] = entry
         if len(self._ended) > _MAX_ENDED:
             del self._ended[next(iter(self._ended))]
@@ -112,7 +120,18 @@ class ProcessService:
         entry = self._find(fields.submessage(request, "process"), self._live, self._ended)
         async for event in self._follow(entry.process, call):
             yield event
-        yield _end_event(entry.process)
+        for event in self._ending(entry):
+            yield event
+
+    def _ending(self, entry: _Entry) -> Iterator[Message]:
+        """The end of a process; before it, when it failed, which limits it met, as output of its own."""
+        process = entry.process
+        if self._limits and entry.mark and process.exit and process.exit.code != 0:
+            stream, end = ("pty", "\r\n") if process.has_terminal else ("stderr", "\n")
+            for sentence in self._limits.since(entry.mark):
+                data = base64.b64encode((sentence + end).encode()).decode("ascii")
+                yield {"event": {"data": {stream: data}}}
+        yield _end_event(process)
 
     async def _follow(self, process: Process, call: Call) -> AsyncIterator[Message]:
         interval = keepalive_seconds(call)

@@ -68,6 +68,8 @@ class Starter:
             code = "resource_exhausted" if error.errno in _SHORTAGES else "invalid_argument"
             where = program.cwd if error.stage == "chdir" else program.path
             reason = f"{error.stage} {where}: {os.strerror(error.errno).lower()}"
+            if error.errno == errno.EAGAIN and self._config.pids:
+                reason += f" (the sandbox's limit is {self._config.pids} processes and threads)"
             message = f"error starting process '{' '.join(program.argv)[:_SHOWN_CHARACTERS]}': {reason}"
             raise ConnectError(code, message) from None
         except OSError as error:  # no descriptors or terminals left

@@ -135,9 +135,14 @@ class Context:
             queue.put_nowait(events.output("stderr", f"{note}\n"))
         finished = asyncio.get_running_loop().create_future()
         run = Run(cell.code, cell.env, queue, OUTPUT_LIMIT, RESULTS_LIMIT, finished)
+        limits = self.spec.limits
+        mark = limits.mark() if limits else None
         await kernel.begin(run)
         timed_out = await self._watch(kernel, run, execution)
         ending = run.finished.result()
+        if limits and mark:
+            for sentence in limits.since(mark, memory=ending is None or "memory limit" not in ending):
+                run.note(sentence)
         if ending is not None:
             self._kernel = None
             queue.put_nowait(_lost(self.spec.language.name, ending, timed_out))

@@ -14,6 +14,7 @@ from ringfence.guest.interpreter.identity import User
 from ringfence.guest.interpreter.languages import Language
 from ringfence.guest.interpreter.nursery import Forked, KernelStartError, NurseryClient
 from ringfence.guest.interpreter.output import OutputPipe, make_pipe
+from ringfence.guest.limits import LimitWatch
 from ringfence.guest.memory import MemoryMeter
 
 MAX_LINE = 16 * 1024 * 1024
@@ -29,13 +30,16 @@ StreamName = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What kernel to start. `memory` tells whether its end was for want of memory."""
+    """What kernel to start. `memory` tells whether its end was for want of memory, `limits` what else its
+    cells have met.
+    """
 
     language: Language
     user: User
     cwd: str
     env: dict[str, str] = field(repr=False)
     memory: MemoryMeter = field(default_factory=MemoryMeter)
+    limits: LimitWatch | None = None
 
 
 @dataclass

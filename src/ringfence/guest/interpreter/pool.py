@@ -10,6 +10,7 @@ from ringfence.guest.interpreter.identity import kernel_environment, kernel_user
 from ringfence.guest.interpreter.kernel import KernelSpec
 from ringfence.guest.interpreter.languages import JAVASCRIPT, Language, Languages
 from ringfence.guest.interpreter.nursery import KernelStartError, NurseryClient
+from ringfence.guest.limits import LimitWatch
 from ringfence.guest.memory import MemoryMeter
 
 _log = logging.getLogger(__name__)
@@ -23,11 +24,16 @@ class KernelPool:
     """The contexts, by id, in the order they were made. `start` must be called on the running loop."""
 
     def __init__(
-        self, config: GuestConfig, nursery: NurseryClient, memory: MemoryMeter | None = None
+        self,
+        config: GuestConfig,
+        nursery: NurseryClient,
+        memory: MemoryMeter | None = None,
+        limits: LimitWatch | None = None,
     ) -> None:
         self._config = config
         self._nursery = nursery
         self._memory = memory or MemoryMeter()
+        self._limits = limits
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         self._starting: asyncio.Task[None] | None = None
@@ -106,7 +112,9 @@ class KernelPool:
         user = kernel_user(self._config)
         env = kernel_environment(self._config, user)
         context = Context(
-            str(uuid.uuid4()), self._nursery, KernelSpec(language, user, cwd, env, self._memory)
+            str(uuid.uuid4()),
+            self._nursery,
+            KernelSpec(language, user, cwd, env, self._memory, self._limits),
         )
         self._contexts[context.id] = context
         return context

@@ -24,6 +24,7 @@ from traitlets import Type
 
 from . import streams
 from .formatters import ResultJSONFormatter, add_formatters
+from .hints import hint_for
 from .packages import Packages
 
 _IPYTHON = interactiveshell.__file__
@@ -168,6 +169,9 @@ class KernelShell(InteractiveShell):
         self.autoawait = True
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        if hint := hint_for(evalue):
+            streams.flush()
+            os.write(2, f"[{hint}]\n".encode())
         self.sink.error(etype.__name__, _describe(evalue), "\n".join(stb))
 
     def show_usage_error(self, exc: BaseException) -> None:
