@@ -23,14 +23,14 @@ class Server:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    """Start a server with the default template warmed, and stop it at the end."""
+def serving(template: str = TEMPLATE, **environment: str) -> Iterator[Server]:
+    """Start a server with one template warmed, the default one, and stop it at the end."""
     key = "e2b_" + os.urandom(20).hex()
     ready, ready_end = os.pipe()
     with tempfile.TemporaryDirectory(prefix="ringfence-bench-") as directory:
         command = [sys.executable, "-m", "ringfence", "serve", "--host", "127.0.0.1", "--port", "0"]
-        command += ["--templates", TEMPLATE, "--data-dir", directory, "--ready-fd", str(ready_end)]
-        env = {**os.environ, "RINGFENCE_API_KEY": key}
+        command += ["--templates", template, "--data-dir", directory, "--ready-fd", str(ready_end)]
+        env = {**os.environ, "RINGFENCE_API_KEY": key, **environment}
         process = subprocess.Popen(
             command, env=env, pass_fds=(ready_end,), stdin=subprocess.DEVNULL, stdout=sys.stderr
         )
@@ -42,7 +42,7 @@ def serving() -> Iterator[Server]:
                 raise SystemExit("the server did not start")
             news = json.loads(line)
             options = {
-                "template": TEMPLATE,
+                "template": template,
                 "api_key": key,
                 "api_url": news["url"],
                 "sandbox_url": news["url"],

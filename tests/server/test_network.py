@@ -547,3 +547,16 @@ def test_learning_what_a_program_needs(networked: RunningServer) -> None:
     assert script("public.test,public.test:8080").returncode == 0
     assert script("public.test").returncode == 1
     assert "--network none is enough" not in learned.stderr
+
+
+def test_name_servers_that_may_be_reached(make: Make, networked: RunningServer) -> None:
+    network = {"allow_out": ["other.test"], "deny_out": DENY_ALL, "dns_servers": [PUBLIC]}
+    with Sandbox.create("base", network=network, timeout=60, **networked.options) as sandbox:
+        assert get_by_address(sandbox, f"http://{PUBLIC}:8080/") == f"{PUBLIC} {PUBLIC}:8080"
+        info = sandbox.get_info()
+        assert info.network is not None
+        assert info.network["dns_servers"] == [PUBLIC]
+        sandbox.update_network({"allow_out": ["other.test"], "deny_out": DENY_ALL})
+        assert get_by_address(sandbox, f"http://{PUBLIC}:8080/").startswith(REFUSED)
+    with pytest.raises(SandboxException, match="dnsServers"):
+        Sandbox.create("base", network={"dns_servers": ["no-address"]}, **networked.options)

@@ -93,7 +93,6 @@ def test_templates(api: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/secrets"),
         ("GET", "/teams"),
     ],
 )
@@ -146,7 +145,7 @@ def test_bad_lists(api: httpx.Client, query: str) -> None:
     [
         ({"mcp": {"x": {}}}, "mcp"),
         ({"iam": {"tokens": {}}}, "iam"),
-        ({"network": {"rules": {"a.test": []}}}, "network.rules"),
+        ({"network": {"rules": {"a.test": [{"block": True}]}}}, "network.rules with 'block'"),
         ({"network": {"egressProxy": {"address": "a.test"}}}, "network.egressProxy"),
         ({"network": {"brandNew": 1}}, "network.brandNew"),
     ],

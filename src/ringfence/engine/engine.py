@@ -48,7 +48,7 @@ class Engine:
         """The layers of isolation and whether each is in force; `proof.startup` adds what attacks showed."""
         self._specs: dict[str, SandboxSpec] = {}
         self._built = BuiltTemplates(link)
-        self._network = Network(settings.network)
+        self._network = Network(settings.network, settings.authority_dir, settings.cache_dir / "packages")
         self.volumes = VolumeManager(link, settings.volume_dir, unbounded=settings.unbounded_volumes)
         """Directories that outlive sandboxes."""
         self.ended = asyncio.Event()
@@ -206,7 +206,7 @@ class Engine:
             "sandbox_id": spec.sandbox_id,
             "template_id": template.template_id,
             "access_token": spec.access_token,
-            "env": {**template.env, **self._network.env, **spec.env},
+            "env": {**template.env, **self._network.env_for(spec.sandbox_id), **spec.env},
             "default_user": template.default_user,
             "default_workdir": template.default_workdir,
             "memory_bytes": limits.memory_mb << 20,
@@ -215,6 +215,8 @@ class Engine:
             "pids": limits.pids,
             "python": template.python,
             "fresh_kernels": self._settings.fresh_kernels,
+            "mirror": self._network.has_mirror(spec.sandbox_id),
+            "authority": self._network.authority_for(spec.sandbox_id),
         }
         return {
             "id": spec.sandbox_id,

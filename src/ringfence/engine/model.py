@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ringfence.engine.egress.transforms import Transform
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -79,11 +81,13 @@ class NetworkRules:
 
     allow: names, addresses and blocks (``allow_out``). deny: addresses and blocks (``deny_out``).
     internet: ``allow_internet_access``; False is the same as denying ``0.0.0.0/0``.
+    transforms: what is changed in requests to some hosts (``rules``), with secrets filled in.
     """
 
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     internet: bool | None = None
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)

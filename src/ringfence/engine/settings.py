@@ -41,6 +41,7 @@ class EngineSettings:
     fresh_kernels: start each kernel as a new program, so that not even its hash seed and memory layout are
         those of another; costs what the imports cost.
     network: what the operator allows sandboxes to reach.
+    authority_dir: where the egress's certificate authority is kept; None: it is made anew each time.
     gradual: serve as soon as a template's first module is imported, and go on warming between requests.
     debug: let guests and zygotes write their trouble to standard error.
     """
@@ -61,5 +62,6 @@ class EngineSettings:
     log_refusals: bool = False
     fresh_kernels: bool = False
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    authority_dir: Path | None = None
     gradual: bool = False
     debug: bool = False

@@ -16,6 +16,8 @@ class GuestConfig:
     memory_bytes, disk_bytes, cpus: limits, for metrics. pids: the limit of processes, to tell it.
     node_modules: where the packages of the JavaScript kernel are.
     fresh_kernels: start each kernel as a new program instead of forking a warmed one.
+    mirror: whether packages are installed from the host's mirror, which we pass connections on to.
+    authority: certificate (PEM) of an authority that programs shall trust, see `trust`; empty: none.
     """
 
     sandbox_id: str
@@ -32,6 +34,8 @@ class GuestConfig:
     python: str = "/usr/local/bin/python3"
     node_modules: str = NODE_MODULES
     fresh_kernels: bool = False
+    mirror: bool = False
+    authority: str = ""
 
     @property
     def variables(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import uvicorn.protocols.http.httptools_impl
 from ringfence.guest import tunnel
 from ringfence.guest.app import ENVD_PORT, INTERPRETER_PORT, PortDispatch
 from ringfence.guest.config import GuestConfig
-from ringfence.guest.egress import proxy
+from ringfence.guest.egress import mirror, proxy
 from ringfence.guest.egress.gate import Gate
 from ringfence.guest.egress.names import Names
 from ringfence.guest.egress.service import EgressService
@@ -29,6 +29,8 @@ from ringfence.guest.memory import MemoryMeter
 from ringfence.guest.reaper import Reaper
 from ringfence.guest.sudo.server import SudoServer
 from ringfence.guest.sudo.server import listen as listen_for_sudo
+from ringfence.guest.trust import ENVIRONMENT as TRUST_ENVIRONMENT
+from ringfence.guest.trust import trust
 
 
 def run(
@@ -66,6 +68,10 @@ async def _serve(
     asyncio.get_running_loop().add_reader(lifeline, os._exit, 0)
     if intake is None:
         config = dataclasses.replace(config, env={**proxy.ENVIRONMENT, **config.env})
+    # Our own dictionary, to which variables are added when an authority is to be trusted later.
+    config = dataclasses.replace(config, env=dict(config.env))
+    if config.authority:
+        _trust(config, config.authority)
     reaper = Reaper()
     reaper.start()
     with contextlib.suppress(OSError):  # a snapshot whose /run was spoiled shall start all the same
@@ -79,13 +85,22 @@ async def _serve(
     }
     kernels.start()
     gate = Gate(egress)
+    gate.on_trust = lambda authority: _trust(config, authority)
     gate.on_note = lambda text: kernels.note(f"[network: {text}]")
     await EgressService(gate, Names(), intake).start()
     await proxy.serve(gate)
+    if config.mirror:
+        mirror.serve(gate)
     server = _Server(_uvicorn(PortDispatch(services)))
     listeners = [http, *_loopback_listeners()]
     async with await tunnel.serve(tunnels):
         await server.serve(sockets=listeners)
+
+
+def _trust(config: GuestConfig, authority: str) -> None:
+    trust(authority)
+    for name, value in TRUST_ENVIRONMENT.items():
+        config.env.setdefault(name, value)
 
 
 def _nursery(config: GuestConfig, sock: socket.socket, lifeline: socket.socket) -> NurseryClient:

@@ -9,6 +9,7 @@ from ringfence.integrations.backend import Backend
 
 _REACHED = re.compile(r"reached (\S+):([0-9]{1,5})$")
 _WEB = ("80", "443")
+_PACKAGES = "@packages"
 
 
 async def allow_list(backend: Backend, sandbox_id: str) -> list[str]:
@@ -27,6 +28,9 @@ async def allow_list(backend: Backend, sandbox_id: str) -> list[str]:
     for line in answer.json()["logEntries"]:
         if found := _REACHED.fullmatch(line["message"]):
             host, port = found.groups()
+            if host == _PACKAGES:
+                entries["packages"] = None
+                continue
             entries[host if port in _WEB and not _is_address(host) else f"{host}:{port}"] = None
     return sorted(entries)
 

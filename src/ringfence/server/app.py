@@ -26,6 +26,8 @@ from ringfence.server.registry import Registry
 from ringfence.server.requests import OWNER
 from ringfence.server.routing import HostPolicy, Target, host_name, single, target_of
 from ringfence.server.sandbox_routes import SandboxRoutes
+from ringfence.server.secrets.routes import SecretRoutes
+from ringfence.server.secrets.service import Secrets
 from ringfence.server.signatures import match_signature
 from ringfence.server.template_routes import TemplateRoutes
 from ringfence.server.templates.service import TemplateService
@@ -57,6 +59,7 @@ class App:
         keys: Keys,
         templates: TemplateService,
         volumes: Volumes,
+        secrets: Secrets,
         *,
         volume_domain: str | None,
         domain: str,
@@ -78,6 +81,7 @@ class App:
                 *SandboxRoutes(registry, pausing, domain).routes(),
                 *template_routes.routes(),
                 *VolumeRoutes(volumes, volume_domain).routes(),
+                *SecretRoutes(secrets).routes(),
                 *missing_routes(),
                 *LifecycleRoutes(registry, pausing, domain, template_routes.delete).routes(),
             ],

@@ -17,11 +17,6 @@ _OTHERS = (
     ("PATCH", "/templates/{template_id}", "changing templates over the API"),
     ("PATCH", "/v2/templates/{template_id}", "changing templates over the API"),
     ("GET", "/templates/{template_id}/tags/{rest:path}", "template tags"),
-    ("GET", "/secrets", "secrets"),
-    ("POST", "/secrets", "secrets"),
-    ("GET", "/secrets/{secret_id}", "secrets"),
-    ("POST", "/secrets/{secret_id}", "secrets"),
-    ("DELETE", "/secrets/{secret_id}", "secrets"),
     ("GET", "/teams", "teams"),
     ("GET", "/teams/{rest:path}", "teams"),
 )

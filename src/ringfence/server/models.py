@@ -31,6 +31,22 @@ class AutoResume(Body):
     enabled: bool = False
 
 
+class NetworkTransform(Body):
+    """What is changed in a request. Keys that are not known are kept, so that they can be refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
+
+    headers: StringMap = {}
+
+
+class NetworkRule(Body):
+    """One rule for a host. Keys that are not known are kept, so that they can be refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
+
+    transform: NetworkTransform | None = None
+
+
 class Network(Body):
     """Network options. Keys that are not known are kept, so that they can be refused rather than ignored."""
 
@@ -39,10 +55,10 @@ class Network(Body):
     allow_public_traffic: bool | None = None
     allow_out: list[str] | None = None
     deny_out: list[str] | None = None
-    dns_servers: list[str] | None = None
+    dns_servers: Annotated[list[ipaddress.IPv4Address], Field(max_length=10)] | None = None
     mask_request_host: str | None = Field(None, max_length=255, pattern=r"^[A-Za-z0-9.:\-_${}\[\]]+$")
     https_ports: list[int] | None = None
-    rules: dict[str, Any] | None = None
+    rules: dict[str, list[NetworkRule]] | None = None
     egress_proxy: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -56,7 +72,7 @@ class Network(Body):
 
     def described(self) -> dict[str, Any]:
         """The options as they were given, for the sandbox's info."""
-        return self.model_dump(by_alias=True, exclude_none=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class NetworkUpdate(Network):
@@ -178,3 +194,18 @@ class Refresh(Body):
     """``POST /sandboxes/{id}/refreshes``: keep alive for at least `duration` seconds."""
 
     duration: Annotated[int, Field(ge=0, le=3600)] = 15
+
+
+class NewSecret(Body):
+    """``POST /secrets``."""
+
+    name: str
+    value: str
+    metadata: StringMap = {}
+
+
+class SecretUpdate(Body):
+    """``POST /secrets/{id}``: a new value; `metadata` replaces what is there when it is given."""
+
+    value: str
+    metadata: dict[str, str] | None = None

@@ -13,7 +13,7 @@ from ringfence.engine.model import Exit, Limits, SandboxSpec, Template, VolumeMo
 from ringfence.server.errors import ApiError, from_engine, quota_reached
 from ringfence.server.limits import with_requested
 from ringfence.server.models import NetworkUpdate, NewSandbox
-from ringfence.server.network import rules_of, update_network
+from ringfence.server.network import NetworkRequests
 from ringfence.server.records import LogLine, Record
 from ringfence.server.snapshot_store import Snapshot
 from ringfence.server.snapshots import Snapshots
@@ -32,10 +32,11 @@ class Registry:
     """
 
     def __init__(
-        self, engine: "Engine", snapshots: Snapshots, volumes: Volumes, *, max_sandboxes: int,
-        max_timeout: int, max_memory_mb: int | None = None,
+        self, engine: "Engine", snapshots: Snapshots, volumes: Volumes, network: NetworkRequests, *,
+        max_sandboxes: int, max_timeout: int, max_memory_mb: int | None = None,
     ) -> None:  # fmt: skip
         self._engine = engine
+        self._network = network
         self._max_sandboxes = max_sandboxes
         self._max_timeout = max_timeout
         self._max_memory_mb = max_memory_mb
@@ -126,14 +127,14 @@ class Registry:
             self.snapshots.template_of(snapshot) if snapshot else self._template(owner, request.template_id)
         )
         chain = snapshot.chain if snapshot else ()
-        network = request.network
+        network, generation = request.network, self._network.generation
         spec = SandboxSpec(
             sandbox_id=new_sandbox_id(),
             template=template.key,
             env=request.env_vars,
             access_token=new_token() if secure else None,
             limits=self._limits(template, request.metadata),
-            network=rules_of(self._engine, network, request.allow_internet_access),
+            network=await self._network.rules_of(owner, network, request.allow_internet_access),
             snapshots=chain,
             volumes=volumes,
         )
@@ -162,14 +163,24 @@ class Registry:
         if self._engine.get(record.sandbox_id) is None:
             raise ApiError(500, "the sandbox ended while it was starting")
         self._records[record.sandbox_id] = record
+        if self._network.generation != generation:
+            await self._network.refresh(record)
         self._log(record, "info", f"sandbox started from template {template.name}")
         self.leases.set(record.sandbox_id, record.end_at)
         return record
 
     async def update_network(self, record: Record, update: NetworkUpdate) -> None:
         """Replace what a sandbox may reach. Raises ApiError."""
-        await update_network(self._engine, record, update)
+        await self._network.update(record, update)
         self._log(record, "info", "network rules changed")
+
+    async def refresh_secrets(self, owner: str) -> None:
+        """Put changed secrets in force in the sandboxes of their owner."""
+        for record in self.owned(owner):
+            try:
+                await self._network.refresh(record)
+            except (ApiError, RingfenceError) as error:
+                self._log(record, "warning", f"changed secrets could not be put in force: {error}")
 
     def extend(self, record: Record, lifetime: int) -> None:
         """Let the sandbox live at least `lifetime` seconds from now; never shortens."""

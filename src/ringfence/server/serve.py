@@ -26,10 +26,12 @@ from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.server.app import App
 from ringfence.server.keys import keep_key, load_keys
 from ringfence.server.listener import bind, is_loopback, listen, url_of
+from ringfence.server.network import NetworkRequests
 from ringfence.server.pausing import Pausing
 from ringfence.server.protocol import ClientConnection
 from ringfence.server.registry import Registry
 from ringfence.server.sampler import sample_forever
+from ringfence.server.secrets.service import Secrets
 from ringfence.server.settings import ServeSettings
 from ringfence.server.snapshot_store import SnapshotStore
 from ringfence.server.snapshots import Snapshots
@@ -114,7 +116,10 @@ class _Serving:
                     most=self._settings.max_volumes,
                     size_mb=self._settings.volume_size_mb,
                 )
-                registry = self._registry(engine, snapshots, volumes)
+                secrets = Secrets(self._database, self._settings.data_dir / "secrets.key")
+                stack.enter_context(contextlib.closing(secrets))
+                registry = self._registry(engine, snapshots, volumes, NetworkRequests(engine, secrets))
+                secrets.listeners.append(registry.refresh_secrets)
                 async with (
                     self._templates(engine, registry) as templates,
                     _background(sample_forever, engine, registry),
@@ -128,6 +133,7 @@ class _Serving:
                         keys,
                         templates,
                         volumes,
+                        secrets,
                         volume_domain=self._settings.domain,
                         domain=self._domain(),
                         allowed_hosts=self._settings.allowed_hosts,
@@ -204,6 +210,7 @@ class _Serving:
             snapshot_dir=self._snapshot_dir,
             volume_dir=self._settings.data_dir / "volumes",
             unbounded_volumes=self._settings.unbounded_volumes,
+            authority_dir=self._settings.data_dir / "egress",
             max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
             total_memory_mb=self._settings.total_memory_mb,
             total_cpus=self._settings.total_cpus,
@@ -218,7 +225,13 @@ class _Serving:
                 ceiling=self._settings.network_ceiling,
                 allow_private=self._settings.network_allow_private,
                 hosts=self._settings.network_hosts,
+                extra_roots=str(self._settings.network_roots.absolute())
+                if self._settings.network_roots
+                else "",
                 own_ports=(self._listener.getsockname()[1],),
+                connections=self._settings.network_connections,
+                connections_per_second=self._settings.network_connections_per_second,
+                package_cache_mb=self._settings.package_cache_mb,
             ),
             debug=self._settings.log_level == "DEBUG",
         )
@@ -242,11 +255,14 @@ class _Serving:
     def _snapshot_dir(self) -> Path:
         return self._settings.data_dir / "snapshots"
 
-    def _registry(self, engine: Engine, snapshots: Snapshots, volumes: Volumes) -> Registry:
+    def _registry(
+        self, engine: Engine, snapshots: Snapshots, volumes: Volumes, network: NetworkRequests
+    ) -> Registry:
         return Registry(
             engine,
             snapshots,
             volumes,
+            network,
             max_sandboxes=self._settings.max_sandboxes,
             max_timeout=self._settings.max_timeout,
             max_memory_mb=self._settings.max_memory_mb,

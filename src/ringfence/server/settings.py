@@ -122,6 +122,20 @@ class ServeSettings(BaseSettings):
     network_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Fixed addresses of names, as name=address, separated by commas."
     )
+    network_roots: Path | None = Field(
+        None,
+        description="PEM file of authorities to trust, beside this machine's, where headers are changed.",
+    )
+    network_connections: int = Field(256, ge=1, description="Connections a sandbox may have at a time.")
+    network_connections_per_second: int = Field(
+        100, ge=1, description="New connections a sandbox may open per second, on average."
+    )
+    package_cache_mb: int = Field(
+        4096,
+        ge=0,
+        description="Size of the cache of packages that sandboxes share, in MiB; 0: they use the indexes "
+        "directly.",
+    )
     ready_fd: int | None = Field(
         None, ge=0, description="Descriptor that gets one line of JSON when the server is ready."
     )

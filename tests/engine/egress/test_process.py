@@ -106,8 +106,9 @@ async def test_a_sandbox_has_so_many_connections_and_no_more(engine: Engine, por
     sandbox = await make(engine)
     code = (
         "import socket\nopen_ = []\nrefused = 0\n"
-        f"for _ in range(12):\n    c = socket.create_connection(('public.test', {port}), 20)\n"
-        "    try:\n        c.sendall(b'x'); c.recv(1); open_.append(c)\n"
+        "for _ in range(12):\n    try:\n"
+        f"        c = socket.create_connection(('public.test', {port}), 20)\n"
+        "        c.sendall(b'x'); c.recv(1); open_.append(c)\n"
         "    except OSError: refused += 1\n"
         "print(len(open_) + refused, 0 < len(open_) <= 8)"
     )

@@ -6,30 +6,30 @@ would send ends the sandbox's network.
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import socket
-import time
-from collections.abc import Callable, Coroutine
+import ssl
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ringfence.engine.egress.dialer import Destination, Dialer, RefusedError, UnreachableError
 from ringfence.engine.egress.hosts import BadHostError, IPAddress, parse_host
 from ringfence.engine.egress.inspection import ForgedNameError, Inspection
-from ringfence.engine.egress.policy import Policy
+from ringfence.engine.egress.mirror.service import Mirror
+from ringfence.engine.egress.opened import OpenedConnection
+from ringfence.engine.egress.policy import PACKAGES, Policy
 from ringfence.engine.egress.relay import Relay, close
+from ringfence.engine.egress.reports import Budget, Report, Reports
+from ringfence.engine.egress.ruled import serve_ruled
 from ringfence.engine.egress.settings import NetworkSettings
+from ringfence.engine.egress.transforms import Edge, edge_for
 from ringfence.engine.zygote import channel
 
 _MAX_PENDING = 128
-_QUIET_SECONDS = 5.0
-_MOST_REPORTS = 60
-_REPORT_SECONDS = 60.0
-_MOST_CONTACTS = 200
 _MAX_TEXT = 64 * 1024
-
-Report = Callable[[str, str], None]
-"""Takes a level (``warning`` or ``info``) and a sentence."""
+_LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 
 
 @dataclass
@@ -47,6 +47,10 @@ class _Connection:
     destination: Destination
     address: IPAddress
     relay: Relay | None = field(default=None)
+    edge: Edge | None = None
+    """What it was opened for, if it was."""
+    mirror: bool = False
+    """It goes to the package mirror."""
 
 
 class Gateway:
@@ -59,6 +63,8 @@ class Gateway:
         ceiling: Policy,
         dialer: Dialer,
         settings: NetworkSettings,
+        trusted: ssl.SSLContext,
+        mirror: Mirror | None,
         report: Report,
     ) -> None:
         end.setblocking(False)
@@ -66,20 +72,37 @@ class Gateway:
         self._policy = policy
         self._ceiling = ceiling
         self._dialer = dialer
+        self._trusted = trusted
+        self._mirror = mirror
+        self._edges: tuple[Edge, ...] = ()
         self._most = settings.connections
-        self._budget = _Budget(settings.connections_per_second)
-        self._reports = _Reports(report)
+        self._rate = settings.connections_per_second
+        self._budget = Budget(self._rate)
+        self._reports = Reports(report)
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opened: set[asyncio.Task[None]] = set()
         self._connections: set[_Connection] = set()
         self._closed = False
         self.usage = Usage()
         self._loop.add_reader(end, self._readable)
 
-    def set_policy(self, policy: Policy) -> None:
-        """Put another policy in force, for connections that stand as well."""
+    def set_policy(self, policy: Policy, edges: Sequence[Edge] = (), authority: str = "") -> None:
+        """Put another policy in force, for connections that stand as well.
+
+        authority: the certificate (PEM) that the sandbox has to trust for its requests to be changed.
+        """
         self._policy = policy
+        self._edges = tuple(edges)
+        if authority:
+            self._send({"trust": authority})
         for connection in list(self._connections):
+            if connection.mirror:
+                continue  # which judges each request
+            if not self._still_opened_alike(connection):
+                if connection.relay is not None:
+                    connection.relay.abort()
+                continue
             try:
                 _, by_address = self._dialer.judge(connection.destination, self._policies)
                 self._dialer.judge_address(connection.destination, connection.address, by_address)
@@ -87,6 +110,10 @@ class Gateway:
                 self._refused(str(error))
                 if connection.relay is not None:
                     connection.relay.abort()
+
+    def _still_opened_alike(self, connection: _Connection) -> bool:
+        edge = edge_for(self._edges, connection.destination.host)
+        return connection.edge is edge or (connection.edge is not None and connection.edge.same_host(edge))
 
     def account(self) -> dict[str, int]:
         """What was used, with the connections that stand."""
@@ -106,7 +133,7 @@ class Gateway:
         self._closed = True
         self._loop.remove_reader(self._channel)
         self._channel.close()
-        for task in self._tasks:
+        for task in (*self._tasks, *self._opened):
             task.cancel()
         for connection in list(self._connections):
             if connection.relay is not None:
@@ -160,6 +187,8 @@ class Gateway:
             host, port = _text(message, "host", 300), int(message["port"])
             texts = [_text(message, key, _MAX_TEXT).encode("latin-1") for key in ("ok", "no", "head")]
             return self._open(connection, host, port, *texts)
+        if message["op"] == "packages" and connection is not None:
+            return self._packages(connection)
         return None
 
     # Names
@@ -180,6 +209,25 @@ class Gateway:
         self._send({"id": number, "verdict": verdict})
 
     # Connections
+
+    async def _packages(self, inside: socket.socket) -> None:
+        """A connection to the package mirror."""
+        destination = Destination(PACKAGES, 80)
+        mirror = self._mirror
+        try:
+            self._check_room(destination)
+            if mirror is None:
+                raise RefusedError(f"{PACKAGES} was refused: this server has no package mirror")
+            mirror.judge(self._policies)
+        except RefusedError as error:
+            self._refused(str(error))
+            close(inside, reset=True)
+            return
+        connection = _Connection(destination, _LOOPBACK, mirror=True)
+        far, near = socket.socketpair()
+        connection.relay = Relay(inside, far, None, lambda error: self._ended(connection, error))
+        self._keep(mirror.serve(near, lambda: self._policies, self._refused))
+        self._begin(connection, b"")
 
     async def _open(
         self, inside: socket.socket, host: str, port: int, ok: bytes, no: bytes, head: bytes
@@ -206,11 +254,20 @@ class Gateway:
             destination = Destination(parse_host(host), port)
         except BadHostError as error:
             raise RefusedError(f"a connection was refused: {error}") from None
-        if len(self._connections) + len(self._tasks) > self._most:
-            raise RefusedError(f"{destination} was refused: a sandbox may have {self._most} connections")
-        if not self._budget.take():
-            raise RefusedError(f"{destination} was refused: too many connections in a short time")
+        self._check_room(destination)
         return destination
+
+    def _check_room(self, destination: Destination) -> None:
+        if len(self._connections) + len(self._tasks) > self._most:
+            raise RefusedError(
+                f"{destination} was refused: a sandbox may have {self._most} connections at a time; "
+                "close some, or have the operator raise RINGFENCE_NETWORK_CONNECTIONS"
+            )
+        if not self._budget.take():
+            raise RefusedError(
+                f"{destination} was refused: a sandbox may open {self._rate} connections per second; "
+                "slow down, or have the operator raise RINGFENCE_NETWORK_CONNECTIONS_PER_SECOND"
+            )
 
     def _relay(
         self,
@@ -221,20 +278,48 @@ class Gateway:
         ok: bytes,
         head: bytes,
     ) -> None:
-        name = connection.destination.host
-        inspector = Inspection(name, connection.destination.port) if held and isinstance(name, str) else None
+        connection.edge = edge_for(self._edges, connection.destination.host)
+        inspector = _inspector(connection.destination, held)
+        far = outside
         try:
             if ok:
                 inside.send(ok, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            connection.relay = Relay(inside, outside, inspector, lambda error: self._ended(connection, error))
+            if connection.edge is not None:
+                far = self._open_up(connection, outside, inspector)
+                inspector = None
+            connection.relay = Relay(inside, far, inspector, lambda error: self._ended(connection, error))
         except OSError:
-            close(inside, reset=True)
-            close(outside, reset=True)
+            for end in (inside, far, outside):
+                close(end, reset=True)
             return
+        self._begin(connection, head)
+
+    def _begin(self, connection: _Connection, head: bytes) -> None:
         self._connections.add(connection)
         self._reports.contact(connection.destination)
         self.usage.connections += 1
-        connection.relay.start(head)
+        if connection.relay is not None:
+            connection.relay.start(head)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._opened.add(task)
+        task.add_done_callback(self._opened.discard)
+
+    def _open_up(
+        self, connection: _Connection, outside: socket.socket, inspector: Inspection | None
+    ) -> socket.socket:
+        """Let the connection end here, and another one begin; what the sandbox's end is to be relayed to.
+
+        The sandbox may hold its socket still and do with it what it likes, so TLS gets a socket of our own.
+        """
+        far, near = socket.socketpair()
+        destination = connection.destination
+        opened = OpenedConnection(
+            destination, lambda: edge_for(self._edges, destination.host), self._trusted, self._refused
+        )
+        self._keep(serve_ruled(opened, destination, near, outside, inspector, self._refused))
+        return far
 
     def _ended(self, connection: _Connection, error: Exception | None) -> None:
         self._connections.discard(connection)
@@ -261,6 +346,11 @@ class Gateway:
             self._channel.send(json.dumps(message).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
+def _inspector(destination: Destination, held: bool) -> Inspection | None:
+    name = destination.host
+    return Inspection(name, destination.port) if held and isinstance(name, str) else None
+
+
 def _text(message: dict[str, Any], key: str, most: int) -> str:
     value = message[key]
     if not isinstance(value, str) or len(value) > most:
@@ -273,53 +363,3 @@ def _decline(inside: socket.socket, answer: bytes) -> None:
         with contextlib.suppress(OSError):
             inside.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     close(inside, reset=not answer)
-
-
-class _Budget:
-    """So many per second on average, and a burst of five seconds' worth."""
-
-    def __init__(self, per_second: int) -> None:
-        self._rate = per_second
-        self._left = float(per_second * 5)
-        self._at = time.monotonic()
-
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._left = min(self._rate * 5.0, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-class _Reports:
-    """Passes sentences on, but not the same one twice at once, and not more than anybody would read."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._last: dict[str, float] = {}
-        self._since = time.monotonic()
-        self._count = 0
-        self._contacts: set[Destination] = set()
-
-    def contact(self, destination: Destination) -> None:
-        """Note the first connection to each destination."""
-        if destination not in self._contacts and len(self._contacts) < _MOST_CONTACTS:
-            self._contacts.add(destination)
-            self._report("info", f"reached {destination}")
-
-    def give(self, level: str, sentence: str) -> bool:
-        """Whether the sentence went out."""
-        now = time.monotonic()
-        if now - self._since > _REPORT_SECONDS:
-            self._since, self._count = now, 0
-            self._last.clear()
-        if now - self._last.get(sentence, -_QUIET_SECONDS) < _QUIET_SECONDS or self._count > _MOST_REPORTS:
-            return False
-        self._last[sentence] = now
-        self._count += 1
-        if self._count > _MOST_REPORTS:
-            sentence = "more was refused; the next minute's refusals are listed again"
-        self._report(level, sentence)
-        return True

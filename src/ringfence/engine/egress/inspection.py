@@ -59,7 +59,7 @@ class Inspection:
             return self._tls()
         if self._port == _HTTPS:
             raise ForgedNameError("on port 443 it does not start with a TLS handshake")
-        kind = _is_http(self._kept) if self._port != _HTTP else True
+        kind = is_http(self._kept) if self._port != _HTTP else True
         if kind is None:
             # It may be a client that sends a word and waits. A server cannot act on part of a request, so
             # this much may pass before it is known whether it becomes one.
@@ -96,7 +96,7 @@ class Inspection:
         return self._pass()
 
 
-def _is_http(start: bytes) -> bool | None:
+def is_http(start: bytes) -> bool | None:
     """Whether a conversation starts with an HTTP request; None: more bytes are needed.
 
     Servers skip empty lines before a request, some take any word for a method and any byte in a path. So what

@@ -6,6 +6,7 @@ import itertools
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from ringfence.core.errors import LauncherError
@@ -15,6 +16,7 @@ from ringfence.engine.zygote import channel
 
 _STOP_SECONDS = 5
 _ANSWER_SECONDS = 20
+_PART = 64 * 1024
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 
 
@@ -32,8 +34,13 @@ class EgressLink:
         self._loop.add_reader(end, self._readable)
 
     @classmethod
-    async def start(cls, settings: NetworkSettings, packages: PackageIndexes) -> "EgressLink":
-        """Start the process and tell it the operator's settings."""
+    async def start(
+        cls, settings: NetworkSettings, packages: PackageIndexes, roots: str = ""
+    ) -> "EgressLink":
+        """Start the process and tell it the operator's settings.
+
+        roots: the authorities (PEM) by which it verifies servers whose connections it opens.
+        """
         ours, theirs = channel.pair()
         ours.setblocking(False)
         try:
@@ -45,14 +52,21 @@ class EgressLink:
         finally:
             theirs.close()
         link = cls(ours, process)
-        await link._call("settings", settings=settings.as_dict(), packages=packages.hosts)
+        for at in range(0, len(roots), _PART):
+            await link._call("roots", pem=roots[at : at + _PART])
+        await link._call(
+            "settings", settings=settings.as_dict(), packages=packages.hosts,
+            indexes=[asdict(index) for index in packages.indexes], unverified=packages.unverified,
+        )  # fmt: skip
         return link
 
-    async def attach(self, sandbox_id: str, policy: dict[str, Any]) -> socket.socket:
+    async def attach(
+        self, sandbox_id: str, policy: dict[str, Any], edges: list[dict[str, Any]]
+    ) -> socket.socket:
         """Open a way out for a sandbox; the end that is the guest's. Raises LauncherError."""
         outside, inside = channel.pair()
         try:
-            await self._call("attach", outside.fileno(), id=sandbox_id, policy=policy)
+            await self._call("attach", outside.fileno(), id=sandbox_id, policy=policy, edges=edges)
         except BaseException:
             inside.close()
             raise
@@ -60,9 +74,16 @@ class EgressLink:
             outside.close()
         return inside
 
-    async def set_policy(self, sandbox_id: str, policy: dict[str, Any]) -> None:
+    async def set_policy(
+        self, sandbox_id: str, policy: dict[str, Any], edges: list[dict[str, Any]], authority: str
+    ) -> None:
         """Replace a sandbox's policy; in force when this returns."""
-        await self._call("policy", id=sandbox_id, policy=policy)
+        await self._call("policy", id=sandbox_id, policy=policy, edges=edges, authority=authority)
+
+    async def give_blob(self, number: int, descriptor: int | None, found: bool) -> None:
+        """Answer the event ``blob``. Raises LauncherError."""
+        descriptors = () if descriptor is None else (descriptor,)
+        await self._call("blob", *descriptors, number=number, found=found)
 
     def detach(self, sandbox_id: str) -> None:
         """Close a sandbox's way out, with every connection, soon."""

@@ -1,13 +1,17 @@
 """The egress process: every sandbox's way out, and nothing else.
 
-It has no secret and no privilege. The engine sends it requests over a SEQPACKET channel, and it ends when
-that closes:
+It has no privilege, and no secret but those that sandboxes use in their requests. The engine sends it
+requests over a SEQPACKET channel, and it ends when that closes:
 
-- ``settings`` (settings, packages): first of all;
-- ``attach`` (id, policy; beside it the sandbox's channel), ``policy`` (id, policy), ``detach`` (id);
-- ``account`` (id).
+- ``roots`` (pem: a part of the authorities that servers outside are verified by), ``settings`` (settings,
+  packages, indexes, unverified): first of all;
+- ``attach`` (id, policy, edges; beside it the sandbox's channel), ``policy`` (id, policy, edges, authority),
+  ``detach`` (id);
+- ``account`` (id);
+- ``blob`` (number, found; beside it a descriptor): the answer to an event of that name.
 
-Each request is answered; what sandboxes are refused is announced as the event ``network``.
+Each request is answered. Events: ``network``, something was refused to a sandbox or reached by it; ``blob``
+(number, digest), a file of the package cache is needed; ``blob-end`` (number, whole), it was written.
 """
 
 import asyncio
@@ -21,9 +25,14 @@ from typing import Any
 
 from ringfence.engine.egress.dialer import Dialer
 from ringfence.engine.egress.gateway import Gateway
+from ringfence.engine.egress.http1 import client_context
+from ringfence.engine.egress.mirror.blobs import Blobs
+from ringfence.engine.egress.mirror.fetch import Fetcher
+from ringfence.engine.egress.mirror.service import Index, Mirror
 from ringfence.engine.egress.policy import PolicyError, from_fields, preset
 from ringfence.engine.egress.resolver import Resolver
 from ringfence.engine.egress.settings import NetworkSettings, fixed_hosts
+from ringfence.engine.egress.transforms import Edge
 from ringfence.engine.isolation import capabilities, linux
 from ringfence.engine.zygote import channel
 
@@ -42,6 +51,10 @@ class Egress:
         self._packages: list[tuple[str, int]] = []
         self._dialer = Dialer(self._settings, Resolver({}), ())
         self._ceiling = preset("none", ())
+        self._roots = ""
+        self._trusted = client_context("")
+        self._blobs = Blobs(self._tell)
+        self._mirror: Mirror | None = None
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(engine, self._readable)
 
@@ -71,6 +84,19 @@ class Egress:
         resolver = Resolver(fixed_hosts(self._settings.hosts))
         self._dialer = Dialer(self._settings, resolver, self._packages)
         self._ceiling = preset(self._settings.ceiling, self._packages, _CEILING)
+        self._trusted, self._roots = client_context(self._roots), ""
+        if self._settings.package_cache_mb:
+            fetcher = Fetcher(self._dialer, self._trusted, frozenset(request["unverified"]))
+            indexes = tuple(Index(**fields) for fields in request["indexes"])
+            self._mirror = Mirror(indexes, fetcher, self._blobs)
+        return {}
+
+    def _op_roots(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        self._roots += request["pem"]
+        return {}
+
+    def _op_blob(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        self._blobs.opened(request["number"], fds.pop() if fds else None, request["found"])
         return {}
 
     def _op_attach(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -83,16 +109,20 @@ class Egress:
             self._ceiling,
             self._dialer,
             self._settings,
+            self._trusted,
+            self._mirror,
             lambda level, text: self._tell(
                 {"event": "network", "id": sandbox_id, "level": level, "message": text}
             ),
         )
+        self._gateways[sandbox_id].set_policy(policy, _edges(request))
         return {}
 
     def _op_policy(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         gateway = self._gateways.get(request["id"])
         if gateway is not None:
-            gateway.set_policy(from_fields(request["policy"], self._packages))
+            policy = from_fields(request["policy"], self._packages)
+            gateway.set_policy(policy, _edges(request), request["authority"])
         return {}
 
     def _op_detach(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
@@ -110,6 +140,10 @@ class Egress:
         # The engine reads all the time; should it not, what it misses is a line in a log.
         with contextlib.suppress(channel.ChannelClosedError, BlockingIOError):
             channel.send(self._engine, message)
+
+
+def _edges(request: dict[str, Any]) -> list[Edge]:
+    return [Edge.of(fields) for fields in request["edges"]]
 
 
 def _drop_privileges() -> None:

@@ -4,12 +4,15 @@ Read from the settings of pip, uv and npm. Inside, the same indexes are configur
 credentials; indexes that are files of this machine stay outside.
 """
 
+import base64
+import netrc
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
+from ringfence.engine.egress.mirror.service import ADDRESS, Index
 from ringfence.engine.templates.indexes import pip_settings
 
 _PYPI = "https://pypi.org/simple"
@@ -23,10 +26,17 @@ _REGISTRY = re.compile(r"(?m)^\s*(?:@[\w.-]+:)?registry\s*=\s*(\S+)\s*$")
 
 @dataclass(frozen=True)
 class PackageIndexes:
-    """hosts: names and ports that installing packages takes. env: variables for the processes inside."""
+    """hosts: names and ports that installing packages takes. env: variables for the processes inside.
+
+    mirror_env: the same for sandboxes that use the mirror. indexes: what that asks, with credentials.
+    unverified: hosts whose certificates pip is told not to verify.
+    """
 
     hosts: tuple[tuple[str, int], ...]
     env: dict[str, str]
+    mirror_env: dict[str, str] = field(default_factory=dict)
+    indexes: tuple[Index, ...] = field(default=(), repr=False)
+    unverified: tuple[str, ...] = ()
 
 
 def package_indexes(environ: Mapping[str, str], home: Path) -> PackageIndexes:
@@ -41,23 +51,82 @@ def package_indexes(environ: Mapping[str, str], home: Path) -> PackageIndexes:
     npm_texts = _npm_registries(environ, home)
     indexes = [url for url in map(_public, [main.strip(), *extra_texts]) if url]
     registries = [url for url in map(_public, npm_texts) if url]
-    env = _python_variables(indexes) | _certificate_variables(environ, pip)
+    certificates = _certificate_variables(environ, pip)
+    env = _python_variables(indexes) | certificates
     if registries and registries[0] != _NPM:
         env["NPM_CONFIG_REGISTRY"] = registries[0]
     if "trusted-host" in pip:
         env["PIP_TRUSTED_HOST"] = " ".join(pip["trusted-host"].split())
         env["UV_INSECURE_HOST"] = env["PIP_TRUSTED_HOST"]
-    return PackageIndexes(_hosts([*indexes, *registries]), env)
+    secret = _Credentials(environ, home)
+    pairs = [
+        *(
+            Index("pypi", url, secret.of(text))
+            for text in [main, *extra_texts]
+            if (url := _public(text.strip()))
+        ),
+        *(Index("npm", url, secret.of_npm(text)) for text in npm_texts[:1] if (url := _public(text))),
+    ]
+    trusted = tuple(host.partition(":")[0].lower() for host in pip.get("trusted-host", "").split())
+    return PackageIndexes(
+        _hosts([*indexes, *registries]), env, _mirror_variables(pairs) | certificates, tuple(pairs), trusted
+    )
+
+
+def _mirror_variables(indexes: Sequence[Index]) -> dict[str, str]:
+    count = sum(index.kind == "pypi" for index in indexes)
+    env = _python_variables([f"{ADDRESS}/pypi/{number}/simple" for number in range(count)])
+    if count < len(indexes):
+        env["NPM_CONFIG_REGISTRY"] = f"{ADDRESS}/npm/"
+    return env
+
+
+class _Credentials:
+    """What this user's pip and npm would identify themselves with."""
+
+    def __init__(self, environ: Mapping[str, str], home: Path) -> None:
+        self._npmrc = _npmrc(environ, home)
+        self._netrc = Path(environ.get("NETRC") or home / ".netrc")
+
+    def of(self, text: str) -> str:
+        """The Authorization header for a Python index, from its address or from ``.netrc``; or nothing."""
+        url = urlsplit(text.strip())
+        if url.username is not None:
+            return _basic(unquote(url.username), unquote(url.password or ""))
+        try:
+            found = netrc.netrc(self._netrc).authenticators(url.hostname or "")
+        except (OSError, netrc.NetrcParseError):
+            return ""
+        return _basic(found[0], found[2] or "") if found else ""
+
+    def of_npm(self, text: str) -> str:
+        """The Authorization header for a registry, from its address or from ``.npmrc``; or nothing."""
+        url = urlsplit(text)
+        if url.username is not None:
+            return _basic(unquote(url.username), unquote(url.password or ""))
+        place = re.escape(f"//{url.netloc}{url.path}".rstrip("/"))
+        for key, kind in (("_authToken", "Bearer"), ("_auth", "Basic")):
+            if found := re.search(rf"(?m)^\s*{place}/?:{key}\s*=\s*(\S+)\s*$", self._npmrc):
+                return f"{kind} {found[1]}"
+        return ""
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _npm_registries(environ: Mapping[str, str], home: Path) -> list[str]:
     chosen = environ.get("NPM_CONFIG_REGISTRY") or environ.get("npm_config_registry")
-    try:
-        text = Path(environ.get("NPM_CONFIG_USERCONFIG") or home / ".npmrc").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        text = ""
+    text = _npmrc(environ, home)
     main = re.search(r"(?m)^\s*registry\s*=\s*(\S+)\s*$", text)
     return [chosen or (main[1] if main else _NPM), *_REGISTRY.findall(text)]
+
+
+def _npmrc(environ: Mapping[str, str], home: Path) -> str:
+    try:
+        return Path(environ.get("NPM_CONFIG_USERCONFIG") or home / ".npmrc").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _public(text: str) -> str | None:

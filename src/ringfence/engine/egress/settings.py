@@ -1,6 +1,7 @@
 """What the operator decides about the network of sandboxes."""
 
 import ipaddress
+import ssl
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,8 @@ class NetworkSettings:
     reserved or this host's own, as far as a policy allows them.
     hosts: fixed addresses of names, as ``name=address``.
     own_ports: the server's own TCP ports, which are refused at every address of this host.
+    extra_roots: a PEM file with authorities to trust, beside this machine's, where connections are opened.
+    package_cache_mb: size of the shared cache of package files; 0: sandboxes use the indexes directly.
     connections: most connections of a sandbox at a time. connections_per_second: most new ones, on average.
     """
 
@@ -29,6 +32,8 @@ class NetworkSettings:
     allow_private: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     own_ports: tuple[int, ...] = ()
+    extra_roots: str = ""
+    package_cache_mb: int = 4096
     connections: int = 256
     connections_per_second: int = 100
 
@@ -39,7 +44,9 @@ class NetworkSettings:
             preset(self.ceiling, ())
             exceptions(self.allow_private)
             fixed_hosts(self.hosts)
-        except (PolicyError, ValueError) as error:
+            if self.extra_roots:
+                ssl.create_default_context(cafile=self.extra_roots)
+        except (PolicyError, ValueError, OSError) as error:
             raise ConfigurationError(f"wrong network setting: {error}") from None
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The way to the host's egress: connections are handed over as descriptors, names are asked about.
 
 The channel is an AF_UNIX SOCK_SEQPACKET socket that only PID 1 has; a message is one JSON object. To the
-host: ``open`` (host, port, with the accepted connection beside it, which the host relays from there) and
-``name`` (id, name). From the host: the answer to a ``name`` (id, verdict), and a ``note``, a sentence about
-something that was refused.
+host: ``open`` (host, port, with the accepted connection beside it, which the host relays from there),
+``packages`` (a connection for its package mirror) and
+``name`` (id, name). From the host: the answer to a ``name`` (id, verdict), a ``note``, a sentence about
+something that was refused, and ``trust``, the certificate of an authority that programs are to trust.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ class GateClosedError(Exception):
 
 
 class Gate:
-    """The guest's end of the channel. `on_note` gets the host's sentences."""
+    """The guest's end of the channel. `on_note` gets the host's sentences, `on_trust` certificates (PEM)."""
 
     def __init__(self, channel: socket.socket) -> None:
         channel.setblocking(False)
@@ -36,6 +37,7 @@ class Gate:
         self._unsent: deque[tuple[bytes, socket.socket | None]] = deque()
         self._closed = False
         self.on_note: Callable[[str], None] = lambda _: None
+        self.on_trust: Callable[[str], None] = lambda _: None
         self._loop.add_reader(channel, self._readable)
 
     def hand_over(
@@ -48,6 +50,10 @@ class Gate:
         """
         message = {"op": "open", "host": host, "port": port, "ok": ok, "no": no, "head": head}
         self._send(json.dumps(message).encode(), connection)
+
+    def hand_over_to_mirror(self, connection: socket.socket) -> None:
+        """Give a connection to the host's package mirror."""
+        self._send(json.dumps({"op": "packages"}).encode(), connection)
 
     async def ask(self, name: str) -> str:
         """The host's verdict on a name: ``ok``, ``none`` (there is no such name) or ``refused``."""
@@ -102,6 +108,9 @@ class Gate:
     def _take(self, message: dict[str, Any]) -> None:
         if "note" in message:
             self.on_note(message["note"])
+            return
+        if "trust" in message:
+            self.on_trust(message["trust"])
             return
         future = self._asked.get(message["id"])
         if future is not None and not future.done():
