@@ -247,7 +247,7 @@ def test_only_where_the_policy_allows_packages(make: Make) -> None:
     assert "Failed to connect" in shell(sandbox, f"curl -sS {MIRROR}/pypi/0/simple/tiny/")
     sandbox = make()
     sandbox.update_network({"allow_out": ["public.test"], "deny_out": DENY_ALL})
-    assert "reset" in shell(sandbox, f"curl -sS {MIRROR}/pypi/0/simple/tiny/")
+    assert "curl: (" in shell(sandbox, f"curl -sS {MIRROR}/pypi/0/simple/tiny/")
 
 
 def test_another_index_is_reached_the_ordinary_way(make: Make, index: tuple[Index, int]) -> None:
