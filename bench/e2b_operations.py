@@ -159,7 +159,7 @@ def matrix_counts(text: str) -> dict[str, dict[str, int]]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print the tables; the ratio says how many times longer it takes without a sandbox (below 1: shorter)."""
+    """Print the tables; a ratio says how many times longer it takes without a sandbox (below 1: shorter)."""
     print(f"\n{figures['machine']}; isolation {figures['isolation']}; {figures['rounds']} rounds\n")
     print(f"{'':<24}{'sync p50':>11}{'p90':>11}{'async p50':>12}{'p90':>11}   without a sandbox")
     plain = figures["seconds_without"]

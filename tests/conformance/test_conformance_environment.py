@@ -92,3 +92,33 @@ async def test_a_sandbox_outlives_the_end_of_all_its_processes(sdk: Face, box: A
         context = await sdk(box.create_code_context)
         assert (await sdk(box.run_code, "2 + 2", context=context)).text == "4"
         assert (await sdk(box.commands.run, "echo alive")).stdout == "alive\n"
+
+
+async def test_processes_see_each_other(sdk: Face, box: Any) -> None:
+    server = await sdk(box.commands.run, "sleep 1001", background=True)
+    guarded = await sdk(box.commands.run, "sleep 1002", background=True, user="root")
+    await sdk(box.run_code, "import subprocess; child = subprocess.Popen(['sleep', '1003'])")
+    for user in ("user", "root"):
+        seen = (await sdk(box.commands.run, "ps -eo user:9,args", user=user)).stdout.split("\n")
+        lines = {" ".join(line.split()) for line in seen}
+        assert {"user sleep 1001", "root sleep 1002", "user sleep 1003", "user ipykernel"} <= lines
+        assert not [line for line in lines if "ringfence" in line]
+    cell = await sdk(box.run_code, f"import os; os.path.exists('/proc/{server.pid}/stat')")
+    assert cell.text == "True"
+    await sdk(box.commands.run, "pkill -f 'sleep 100[13]$'")
+    gone = await sdk(
+        box.commands.run, f"kill -0 {server.pid} || echo gone; kill -0 {guarded.pid}", user="root"
+    )
+    assert gone.stdout == "gone\n"
+    assert (await sdk(box.run_code, "child.wait()")).text == "-15"
+
+
+async def test_the_process_that_serves_a_sandbox_is_out_of_sight(sdk: Face, box: Any) -> None:
+    for user in ("user", "root"):
+        shown = await sdk(box.commands.run, "ls -A /proc/1 | wc -l; ps -p 1 -o pid= || true", user=user)
+        assert shown.stdout == "0\n"
+    # Nothing of the nursery's can be opened that is not for everybody.
+    place = "/proc/$(pgrep -u root -o ipykernel)"
+    look = f"for f in mem maps environ fd/0; do head -c1 {place}/$f && echo open; done"
+    await sdk(box.run_code, "1")
+    assert "open" not in (await sdk(box.commands.run, f"{look}; true", user="root")).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -189,6 +190,30 @@ def test_an_upgrade_that_is_not_taken(server: RunningServer, sandbox: Sandbox) -
             "Upgrade: websocket\r\n\r\n".encode()
         )
         assert raw.makefile("rb").read().startswith(b"HTTP/1.1 204 ")
+
+
+def test_an_answer_before_the_end_of_the_request(
+    server: RunningServer, sandbox: Sandbox, client: httpx.Client
+) -> None:
+    """The guest knows enough after one message of a stream. What follows must not run into the rest."""
+    headers = by_headers(sandbox.sandbox_id, 49983, **{"X-Access-Token": sandbox._envd_access_token or ""})
+    message = json.dumps({"process": {"pid": 987654}}).encode()
+    envelope = b"\0" + len(message).to_bytes(4, "big") + message
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    request = (
+        f"POST /process.Process/Connect HTTP/1.1\r\nHost: x\r\n{head}"
+        "Content-Type: application/connect+json\r\n"
+        f"Connect-Protocol-Version: 1\r\nTransfer-Encoding: chunked\r\n\r\n{len(envelope):x}\r\n"
+    )
+    listing = {"url": f"{server.url}/process.Process/List", "headers": headers, "json": {}}
+    assert client.post(**listing).status_code == 200
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as unfinished:
+        unfinished.sendall(request.encode() + envelope + b"\r\n")
+        seen = b""
+        while b"not_found" not in seen:
+            seen += unfinished.recv(4096) or b"not_found, for it closed"
+        answers = [client.post(**listing).status_code for _ in range(4)]
+    assert answers == [200] * 4
 
 
 def test_signed_urls_need_no_header(server: RunningServer, sandbox: Sandbox, client: httpx.Client) -> None:

@@ -46,6 +46,9 @@ class Exchange:
         self._pump: asyncio.Task[None] | None = None
         self.whole = False
         """Whether all of the body is at hand."""
+        self.delivered = False
+        """Whether the guest has been sent all of it. It may answer before that; then its connection is out of
+        step, and no other request can follow on it."""
         self.client_gone = False
         self._too_large = False
 
@@ -66,6 +69,7 @@ class Exchange:
         chunked = not self.whole and single(self._scope["headers"], b"content-length") is None
         request = self._head(chunked=chunked) + (_chunk(self._first) if chunked else self._first)
         connection.start(request, head_only=self._scope["method"] == "HEAD")
+        self.delivered = self.whole
         self._pump = asyncio.get_running_loop().create_task(self._run_pump(connection, chunked=chunked))
         try:
             await connection.head()
@@ -106,6 +110,7 @@ class Exchange:
                     await connection.write(_chunk(body) if chunked else body)
                 if done and chunked:
                     await connection.write(b"0\r\n\r\n")
+            self.delivered = True
             while not self.client_gone:
                 await self._next()
         except ClientGoneError:

@@ -130,7 +130,7 @@ class Proxy:
             return
         finally:
             await exchange.end()
-            if record.paused or self._registry.find(target.sandbox_id) is None:
+            if not exchange.delivered or record.paused or self._registry.find(target.sandbox_id) is None:
                 connection.close()
             else:
                 self._pool.give_back(record.sandbox, target.port, connection)

@@ -177,10 +177,13 @@ def _mount_proc(plan: RootPlan) -> None:
     files = procfs.generate(plan.memory, plan.cpus, str(uuid.uuid4()), boot_time)
     if plan.own_pids:
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-        linux.mount("proc", proc, "proc", flags, "hidepid=invisible")
+        linux.mount("proc", proc, "proc", flags)
         _open_low_ports(proc)
         os.mkdir(f"{_STAGE}/masks")
-        procfs.cover(proc, f"{_STAGE}/masks", procfs.mask_plan(procfs.listing(proc), files))
+        # The sandbox's processes see each other, as on E2B; the one that serves it, which is this, stays out
+        # of sight.
+        masks = [*procfs.mask_plan(procfs.listing(proc), files), procfs.Mask(str(os.getpid()), True)]
+        procfs.cover(proc, f"{_STAGE}/masks", masks)
         linux.mount(None, proc, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags)
         return
     linux.mount("tmpfs", proc, "tmpfs", _LOCKED, "size=1m,nr_inodes=256,mode=755")

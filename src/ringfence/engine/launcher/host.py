@@ -86,7 +86,7 @@ class Host:
             ),
             _layer("mount, PID, network, IPC, UTS, cgroup namespaces", True, "new for every sandbox"),
             _layer("read-only template, size-limited writable layer", True, "overlay on tmpfs"),
-            _layer("masked /proc, generated /sys, minimal /dev", True, "hidepid, generated files"),
+            _layer("masked /proc, generated /sys, minimal /dev", True, "no PID 1, generated files"),
             *self._network(),
             _layer("no capability outside, no_new_privs", True, "bounding set dropped"),
             _layer("seccomp", True, f"allow-list for {linux.ARCH}"),

@@ -39,6 +39,7 @@ from ringfence.engine.isolation import (
 from ringfence.engine.zygote import channel
 from ringfence.guest import main as guest_main
 from ringfence.guest.config import GuestConfig
+from ringfence.guest.kernel.process import set_title
 
 NAMESPACES = {
     "mnt": linux.CLONE_NEWNS,
@@ -168,6 +169,7 @@ def _become_init(
     parent: int,
 ) -> socket.socket | None:
     os.setsid()
+    set_title("init")
     trees, volumes = cloned
     mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk), volumes)
     socket.sethostname(request["hostname"])

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from . import bash, javascript, jupyter, streams
+from . import bash, javascript, jupyter, process, streams
 from .channel import Channel
 from .fonts import add_fallback_fonts
 from .images import show_images
@@ -24,6 +24,7 @@ def run(control: int) -> NoReturn:
     The guest's first message says what kernel: ``{"op": "init", "language": "python"}``, ``bash``,
     ``javascript`` with its packages' directory as ``spec``, or ``jupyter`` with a kernelspec's.
     """
+    process.set_title(process.TITLE)
     streams.install()
     interrupts = Interrupts()
     interrupts.disarm()

@@ -97,6 +97,7 @@ def serve(sock: socket.socket) -> NoReturn:
     Not dumpable itself, so that a kernel with the same id (rootless) cannot look into it.
     """
     process.set_dumpable(False)
+    process.set_title(process.TITLE)
     sock.setblocking(True)
     Nursery(sock).serve()
 

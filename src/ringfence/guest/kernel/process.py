@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
@@ -19,6 +20,9 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _HIGHEST_CAPABILITY = 63
 _CONTROL_FD = 900
+
+TITLE = "ipykernel"
+"""What kernels and the nursery are called."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,6 +45,22 @@ def prctl(option: int, *values: int) -> int:
 def set_dumpable(dumpable: bool) -> None:
     """Whether processes of the same id may look into this one through ``/proc`` and ``ptrace``."""
     prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_title(title: str) -> None:
+    """Call this process `title` in the lists of ``ps``, instead of by the command line it was started with.
+
+    That line is the host's business; and ``pkill python`` is meant for one's own programs. It is overwritten
+    where the kernel shows it from, if it is found there (with glibc), else it stays.
+    """
+    _libc.prctl(ctypes.c_int(_PR_SET_NAME), ctypes.c_char_p(title.encode()), *[ctypes.c_ulong(0)] * 3)
+    line = b"".join(os.fsencode(argument) + b"\0" for argument in sys.orig_argv)
+    try:
+        place = ctypes.c_void_p.in_dll(_libc, "program_invocation_name").value
+    except ValueError:
+        return
+    if place and ctypes.string_at(place, len(line)) == line:
+        ctypes.memmove(place, title.encode()[: len(line) - 1].ljust(len(line), b"\0"), len(line))
 
 
 def take_descriptors(control: int, stdin: int, stdout: int, stderr: int) -> int:
