@@ -65,6 +65,28 @@ def test_masks_and_settings_of_proc_cannot_be_written_through(held: Held) -> Non
     held("an-id-map-is-written-again")
 
 
+def test_files_get_no_power_by_their_attributes(held: Held) -> None:
+    """CVE-2023-0386 of overlayfs."""
+    held("attributes-give-power")
+
+
+def test_the_tables_of_the_firewall_are_out_of_reach(held: Held) -> None:
+    """CVE-2021-22555, CVE-2016-4997: socket options of netfilter from a user namespace."""
+    held("tables-of-the-firewall")
+
+
+def test_nothing_is_inherited_that_leads_anywhere(held: Held) -> None:
+    """CVE-2024-21626 of runc, and every other descriptor that a fork without exec would keep."""
+    held("descriptors-are-inherited")
+    held("a-pidfd-leads-into-others")
+
+
+def test_watches_and_locks_do_not_reach_neighbours(held: Held) -> None:
+    """Read-only binds share inodes: what one opens or locks, the others feel."""
+    held("what-a-neighbour-opens")
+    held("a-lock-of-a-neighbour")
+
+
 def test_no_cgroup_can_run_a_program_on_the_host(held: Held) -> None:
     """CVE-2022-0492."""
     held("a-release-agent-is-set")

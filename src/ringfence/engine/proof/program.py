@@ -12,7 +12,7 @@ from ringfence.engine.isolation import syscalls
 from ringfence.engine.proof.inside import harness
 
 _PACKAGE = "ringfence.engine.proof.inside"
-_ATTACKS = ("files", "processes", "kernel", "network", "limits", "control", "neighbours")
+_ATTACKS = ("files", "processes", "kernel", "network", "limits", "control", "grants", "neighbours")
 _PARENTS = ("ringfence", "ringfence.engine", "ringfence.engine.isolation", "ringfence.engine.proof", _PACKAGE)
 _LOADER = """
 import sys, types

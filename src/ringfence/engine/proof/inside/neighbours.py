@@ -13,6 +13,7 @@ from ringfence.engine.proof.inside.harness import Facts, GotThrough, attack
 CATEGORY = "neighbours"
 _PATH = "/tmp/ringfence-neighbour"
 _IPC_CREAT = 0o1000
+_IN_ACCESS, _IN_OPEN = 0x1, 0x20
 
 
 def set_up(facts: Facts) -> None:
@@ -26,20 +27,45 @@ def set_up(facts: Facts) -> None:
     tcp = socket.create_server(("0.0.0.0", facts["neighbour_port"]))  # noqa: S104
     native.call("shmget", facts["neighbour_key"], 4096, _IPC_CREAT | 0o666)
     native.call("msgget", facts["neighbour_key"], _IPC_CREAT | 0o666)
+    native.call("semget", facts["neighbour_key"], 1, _IPC_CREAT | 0o666)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("0.0.0.0", facts["neighbour_port"]))  # noqa: S104
+    with open(f"/dev/shm{_PATH[4:]}", "w") as file:
+        file.write(facts["token"])
     held = open(facts["shared_file"], "rb")
     fcntl.flock(held, fcntl.LOCK_EX)
     print("ready", flush=True)
-    time.sleep(3600)
-    sys.exit(tcp.fileno())
+    while True:  # for those who watch what is opened
+        with open(facts["shared_file"], "rb") as opened:
+            opened.read(1)
+        time.sleep(0.05)
+        if udp.fileno() < 0 or tcp.fileno() < 0:
+            sys.exit(1)
 
 
 @attack(CATEGORY, "mount namespace", who={"user", "root"}, essential=False)
 def a_neighbours_file(facts: Facts) -> str:
     """At the same path as the neighbour has it."""
-    with suppress(FileNotFoundError), open(_PATH) as file:
-        if file.read() == facts["token"]:
-            raise GotThrough("read the neighbour's file")
+    for path in (_PATH, f"/dev/shm{_PATH[4:]}"):
+        with suppress(FileNotFoundError), open(path) as file:
+            if file.read() == facts["token"]:
+                raise GotThrough(f"read the neighbour's {path}")
     return "not there"
+
+
+@attack(CATEGORY, "read-only overlay", who={"user", "root"}, essential=False)
+def what_a_neighbour_opens(facts: Facts) -> str:
+    """Watches on files of the template tell nothing about others who open them."""
+    watcher = native.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        path = facts["shared_file"].encode()
+        native.call("inotify_add_watch", watcher, path, _IN_ACCESS | _IN_OPEN)
+        time.sleep(0.5)
+        with suppress(BlockingIOError):
+            raise GotThrough(f"{len(os.read(watcher, 4096)) // 16} events on {facts['shared_file']}")
+    finally:
+        os.close(watcher)
+    return "no event in half a second, while the neighbour opened the file"
 
 
 @attack(CATEGORY, "network namespace", who={"user", "root"}, essential=False)
@@ -63,6 +89,7 @@ def a_neighbours_shared_memory(facts: Facts) -> str:
     for name, arguments in (
         ("shmget", (facts["neighbour_key"], 4096, 0o666)),
         ("msgget", (facts["neighbour_key"], 0o666)),
+        ("semget", (facts["neighbour_key"], 1, 0o666)),
     ):
         with suppress(FileNotFoundError):
             native.call(name, *arguments)
