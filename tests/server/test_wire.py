@@ -198,3 +198,22 @@ def test_http_that_is_not_right(server: RunningServer, sent: bytes, status: int)
         head, _, body = stranger.makefile("rb").read().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert json.loads(body)["code"] == status
+
+
+def test_pages_of_this_machine_may_call(api: httpx.Client, made: dict[str, Any]) -> None:
+    """A browser asks first, without the key; the JavaScript SDK reads ``x-next-token``."""
+    page = {"Origin": "http://localhost:5173"}
+    asks = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    answer = httpx.options(f"{api.base_url}/v2/sandboxes", headers=asks)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-headers"] == "x-api-key"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    for path, status in (("/v2/sandboxes", 200), ("/sandboxes/unknown", 404)):
+        answer = api.get(path, headers=page)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, page["Origin"])
+        assert answer.headers["access-control-expose-headers"] == "x-next-token"
+    for origin in ("http://evil.test", f"http://8000-{made['sandboxID']}.localhost"):
+        refused = httpx.options(f"{api.base_url}/v2/sandboxes", headers={**asks, "Origin": origin})
+        assert refused.status_code == 403
+        assert "access-control-allow-origin" not in refused.headers
+    assert "access-control-allow-origin" not in api.get("/v2/sandboxes").headers

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ringfence import __version__
 from ringfence.core.errors import RingfenceError
+from ringfence.server.cors import preflight, readable
 from ringfence.server.errors import ApiError, error_response, from_engine
 from ringfence.server.headers import ENVD_PORT
 from ringfence.server.keys import Keys
@@ -96,7 +97,9 @@ class App:
             if target is not None:
                 await self._proxy.serve(target, scope, receive, send)
                 return
-            response = await self._control(scope, receive, send)
+            self._hosts.check(scope["headers"])
+            send = readable(scope, send)
+            response = preflight(scope) or await self._control(scope, receive, send)
         except ApiError as error:
             response = error.response()
         except RingfenceError as error:
@@ -123,7 +126,6 @@ class App:
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """Serve a control-plane request; the answer to give when the router did not give it."""
-        self._hosts.check(scope["headers"])
         if scope["path"] == "/health":
             return self._health()
         if scope["path"].startswith(UPLOADS):
