@@ -189,7 +189,7 @@ class Agent:
         async with use.lock:
             generation = await connection.connect()
             if use.session is None or use.generation != generation:
-                raw = await connection.call_tool(rule.create, {})
+                raw = await connection.call_tool(rule.create, dict(rule.arguments))
                 result = ToolResult.of(raw, 0)
                 handle = result.structured.get(rule.argument)
                 if result.is_error or not isinstance(handle, str):

@@ -35,12 +35,13 @@ class SessionRule(_Part):
 
     create, destroy: tools that make and end a session. argument: the tools' argument that takes its handle;
     the handle is
-    looked for under the same name in the result of `create`.
+    looked for under the same name in the result of `create`. arguments: what `create` is called with.
     """
 
     create: str
     destroy: str
     argument: str = "session_id"
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class ServerSpec(_Part):

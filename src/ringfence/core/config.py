@@ -11,6 +11,8 @@ local      nothing is set                                         a Ringfence se
 =========  =====================================================  ==========================================
 
 ``RINGFENCE_BACKEND`` makes the choice explicit; what it then lacks is an error, never another backend.
+``RINGFENCE_BACKEND_POLICY`` names a file of rules by which sessions go to several backends
+(`ringfence.core.placement`).
 """
 
 import os
@@ -22,8 +24,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ringfence.core.errors import ConfigurationError
-
-BackendName = Literal["local", "e2b", "remote"]
+from ringfence.core.placement import BackendName, Policy, load_policy
 
 # (address variable, key variable). A key is only sent to an address that comes from the same place: a
 # `.env` file
@@ -61,6 +62,8 @@ class Settings(BaseSettings):
     url: str | None = Field(None, validation_alias="RINGFENCE_URL")
     api_key: SecretStr | None = Field(None, validation_alias="RINGFENCE_API_KEY")
     backend: Literal["auto", "local", "e2b", "remote"] = Field("auto", validation_alias="RINGFENCE_BACKEND")
+    backend_policy: Path | None = Field(None, validation_alias="RINGFENCE_BACKEND_POLICY")
+    """A file of rules by which new sessions are placed on several backends."""
     template: str | None = Field(None, validation_alias="RINGFENCE_TEMPLATE")
     lease: int = Field(1800, validation_alias="RINGFENCE_LEASE", ge=10, le=86_400)
     exec_timeout: float = Field(60, validation_alias="RINGFENCE_EXEC_TIMEOUT", gt=0, le=86_400)
@@ -107,15 +110,36 @@ class Settings(BaseSettings):
 
         A `ConfigurationError` says which settings contradict each other and what to do.
         """
+        policy = self.policy()
+        if policy is not None:
+            return policy.default
         if self.backend == "auto":
             return self._derive_backend()
-        if self.backend == "e2b" and self.e2b_api_key is None:
-            raise ConfigurationError(
-                "RINGFENCE_BACKEND is e2b, but E2B_API_KEY is not set. Set it to your E2B key."
-            )
-        if self.backend == "remote":
-            self._require_remote()
+        self._require(self.backend, f"RINGFENCE_BACKEND is {self.backend}")
         return self.backend
+
+    def policy(self) -> Policy | None:
+        """The rules for several backends, if there are any; all that they name are configured.
+
+        A `ConfigurationError` says what is wrong with them.
+        """
+        if self.backend_policy is None:
+            return None
+        if self.backend != "auto":
+            raise ConfigurationError(
+                f"RINGFENCE_BACKEND is {self.backend}, but RINGFENCE_BACKEND_POLICY has rules for several. "
+                "Unset one of them."
+            )
+        policy = load_policy(self.backend_policy.expanduser())
+        for name in sorted(policy.backends()):
+            self._require(name, f"{self.backend_policy} names {name}")
+        return policy
+
+    def _require(self, backend: BackendName, said: str) -> None:
+        if backend == "e2b" and self.e2b_api_key is None:
+            raise ConfigurationError(f"{said}, but E2B_API_KEY is not set. Set it to your E2B key.")
+        if backend == "remote":
+            self._require_remote(said)
 
     def _derive_backend(self) -> BackendName:
         if self.url is not None:
@@ -129,11 +153,9 @@ class Settings(BaseSettings):
             )
         return "e2b" if self.e2b_api_key is not None else "local"
 
-    def _require_remote(self) -> None:
+    def _require_remote(self, said: str = "") -> None:
         if self.url is None:
-            raise ConfigurationError(
-                "RINGFENCE_BACKEND is remote, but RINGFENCE_URL is not set. Set it to the server's address."
-            )
+            raise ConfigurationError(f"{said}, but RINGFENCE_URL is not set. Set it to the server's address.")
         if self.api_key is None:
             raise ConfigurationError(
                 "RINGFENCE_URL is set, but RINGFENCE_API_KEY is not. Set it to a key of that server."

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ringfence.core.config import BackendName, Settings
+from ringfence.core.config import Settings
 from ringfence.core.errors import BackendError
+from ringfence.core.placement import BackendName
 from ringfence.integrations.embedded import EmbeddedServer, Progress, embedded_server
 
 
@@ -59,16 +60,16 @@ class Backend:
 
 
 @asynccontextmanager
-async def open_backend(settings: Settings, *, progress: Progress | None = None) -> AsyncIterator[Backend]:
-    """The backend that `settings` select, for as long as the context lasts.
+async def open_backend(
+    settings: Settings, *, name: BackendName | None = None, progress: Progress | None = None
+) -> AsyncIterator[Backend]:
+    """The backend `name`, or the one that `settings` select, for as long as the context lasts.
 
     The embedded server is started when it is that one, and ended on the way out; `progress` is told about a
-    start that takes
-    longer than a second. `ConfigurationError` for settings that contradict each other, `BackendError` for a
-    backend that does
-    not start or does not answer.
+    start that takes longer than a second. `ConfigurationError` for settings that contradict each other,
+    `BackendError` for a backend that does not start or does not answer.
     """
-    name = settings.choose_backend()
+    name = name or settings.choose_backend()
     if name == "local":
         server = embedded_server(
             template=settings.template, start_timeout=settings.start_timeout, progress=progress

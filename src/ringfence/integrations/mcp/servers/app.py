@@ -70,7 +70,7 @@ class App:
 
         settings = self.settings
         if self._own_keys and token is not None:
-            update = {"api_key": SecretStr(token.token), "backend": "remote"}
+            update = {"api_key": SecretStr(token.token), "backend": "remote", "backend_policy": None}
             settings = settings.model_copy(update=update)
         roots = settings.mcp_roots
         if self.files_url is not None:

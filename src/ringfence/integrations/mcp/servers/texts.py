@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 def _place(settings: Settings) -> str:
     try:
         name = settings.choose_backend()
+        policy = settings.policy()
     except ConfigurationError:
         return "an isolated sandbox"
+    if policy is not None and len(policy.backends()) > 1:
+        return "an isolated sandbox (where, the operator's rules decide; every result says it)"
     return {
         "local": "an isolated Linux sandbox on the user's own machine",
         "e2b": "an isolated sandbox in E2B's cloud",

@@ -8,6 +8,7 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, ToolAnnotations
 from pydantic import BeforeValidator, Field
 
+from ringfence.core.placement import Wish
 from ringfence.integrations.mcp.servers.app import App
 from ringfence.integrations.mcp.servers.heartbeat import heartbeat
 
@@ -125,10 +126,25 @@ async def create_session(
         Field(description="Packages to install in it.", max_length=50, json_schema_extra=_NULLABLE),
     ] = None,
     on_loss: OnLoss = None,
+    memory_mb: Annotated[
+        int | None,
+        Field(
+            ge=64,
+            le=1_048_576,
+            description="Memory it needs, MiB, if more or less than usual.",
+            json_schema_extra=_NULLABLE,
+        ),
+    ] = None,
+    resident: Annotated[
+        bool,
+        _else(False),
+        Field(description="Its data must not go to a cloud.", json_schema_extra=_NULLABLE),
+    ] = False,
 ) -> CallToolResult:
     async with heartbeat(ctx) as beat:
         executor = await _executor(ctx)
-        return await executor.create_session(env or {}, on_loss or "report", packages or [], beat)
+        wish = Wish(memory_mb, resident)
+        return await executor.create_session(env or {}, on_loss or "report", packages or [], wish, beat)
 
 
 async def fork_session(ctx: Ctx, session_id: SessionId = None) -> CallToolResult:

@@ -88,7 +88,7 @@ class ExecutionTools(Tools):
             raise ToolError(f"The code could not be run: {job.failure}") from job.failure
         if job.task is not None and job.task.done() and not job.task.cancelled():
             job.task.result()  # an error of ours is not hidden
-        where = await self._surroundings(session)
+        where = _surroundings(session)
         cell = job.cell
         if cell.status is None:
             cell.duration = time.monotonic() - cell.started
@@ -101,12 +101,6 @@ class ExecutionTools(Tools):
             structured=self._settings.mcp_structured,
             images=image_blocks(job.pictures),
         )
-
-    async def _surroundings(self, session: Session) -> Surroundings:
-        backend = await self.sessions.backend()
-        news, session.news = session.news, ""
-        isolation = (backend.isolation or {}).get("level")
-        return Surroundings(session.handle, backend.describe(), isolation, news, session.restarted)
 
     async def get_execution(self, execution_id: str, wait_s: float, beat: Beat) -> CallToolResult:
         """The state of a job, or its report, after waiting for its end for at most `wait_s` seconds."""
@@ -168,6 +162,13 @@ class ExecutionTools(Tools):
             session.journal.add_packages(names)
         record = {"status": "ok" if done.ok else "error", "installed": done.installed, "loaded": stale}
         return self._written(session, _installation_text(done, stale), record)
+
+
+def _surroundings(session: Session) -> Surroundings:
+    backend = session.backend
+    news, session.news = session.news, ""
+    isolation = (backend.isolation or {}).get("level")
+    return Surroundings(session.handle, backend.describe(), isolation, news, session.restarted)
 
 
 def _write_down(session: Session, job: Job) -> None:

@@ -96,11 +96,24 @@ class FileTools(Tools):
 
     async def _upload(self, session_id: str | None, path: str | None, source: Path) -> CallToolResult:
         session = await self.sessions.get(session_id)
+        self._check_residency(session, source)
         with source.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             kept = file.read() if size <= MAX_FILE else None
             file.seek(0)
             return await self._put(session, path or source.name, file, size, kept)
+
+    def _check_residency(self, session: Session, source: Path) -> None:
+        """Files that must stay go to no cloud, and neither does their session when it is rebuilt."""
+        policy = self.sessions.backends.policy()
+        if policy is None or not policy.keeps(source):
+            return
+        if session.backend.name == "e2b":
+            raise ToolError(
+                f"{source.name} must not leave the operator's machines, and this session is on "
+                f"{session.backend.describe()}. create_session(resident=true) makes one that can have it."
+            )
+        session.journal.keep_here()
 
     async def _write(self, session_id: str | None, path: str, data: bytes) -> CallToolResult:
         return await self._put(await self.sessions.get(session_id), path, data, len(data), data)

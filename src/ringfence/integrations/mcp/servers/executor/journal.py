@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ringfence.core.placement import Wish
+
 _log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 1000
@@ -55,15 +57,36 @@ class Entry:
 
 
 class Journal:
-    """The entries of one session, oldest first. `missing` counts those beyond the bounds."""
+    """The entries of one session, oldest first. `missing` counts those beyond the bounds.
 
-    def __init__(self, envs: Mapping[str, str] | None = None, on_loss: OnLoss = "report") -> None:
+    wish: what was asked of the session; a rebuilt one is placed by it again.
+    """
+
+    def __init__(
+        self,
+        envs: Mapping[str, str] | None = None,
+        on_loss: OnLoss = "report",
+        wish: Wish | None = None,
+    ) -> None:
         self.envs = dict(envs or {})
         self.on_loss: OnLoss = on_loss
+        self.wish = wish or Wish()
         self.entries: list[Entry] = []
         self.missing = 0
         self.file: JournalFile | None = None
         self._code = self._files = self._outputs = 0
+
+    def about(self) -> dict[str, Any]:
+        """What a file of it begins with."""
+        return {"envs": self.envs, "on_loss": self.on_loss, "wish": dataclasses.asdict(self.wish)}
+
+    def keep_here(self) -> None:
+        """From now on the session has data that must stay."""
+        if self.wish.resident:
+            return
+        self.wish = dataclasses.replace(self.wish, resident=True)
+        if self.file is not None:
+            self.file.start(self.about(), self.entries)
 
     def add_cell(
         self,
@@ -123,7 +146,7 @@ class Journal:
 
     def copy(self) -> "Journal":
         """A journal that goes on independently; for a fork."""
-        other = Journal(self.envs, self.on_loss)
+        other = Journal(self.envs, self.on_loss, self.wish)
         other.entries = list(self.entries)
         other.missing = self.missing
         other._code, other._files, other._outputs = self._code, self._files, self._outputs
@@ -182,7 +205,11 @@ class JournalFile:
             about = json.loads(lines[0])
         except (OSError, ValueError, IndexError):
             return None
-        journal = Journal(about.get("envs"), about.get("on_loss", "report"))
+        try:
+            wish = Wish(**about.get("wish", {}))
+        except TypeError:
+            return None
+        journal = Journal(about.get("envs"), about.get("on_loss", "report"), wish)
         for line in lines[1:]:
             try:
                 journal._add(Entry(**json.loads(line)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from e2b_code_interpreter import AsyncSandbox
 
+from ringfence.integrations.backend import Backend
 from ringfence.integrations.mcp.servers.executor.filewatch import FileWatch
 from ringfence.integrations.mcp.servers.executor.jobs import Job
 from ringfence.integrations.mcp.servers.executor.journal import Journal
@@ -24,10 +25,12 @@ class Session:
     news: a sentence for the next result (why this session is a new one).
     expires: monotonic time at which the sandbox's lease ends, as far as is known here.
     journal: what was done in it.
+    backend: where its sandbox is. placed: why there, when a policy had the choice.
     """
 
     handle: str
     sandbox: AsyncSandbox
+    backend: Backend
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
     renewed: float = field(default_factory=time.monotonic)
@@ -39,6 +42,7 @@ class Session:
     last_count: int = 0
     restarted: bool = False
     news: str = ""
+    placed: str = ""
     jobs: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)
 
     def remember(self, job: Job) -> None:

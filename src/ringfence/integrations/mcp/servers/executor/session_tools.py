@@ -6,6 +6,7 @@ from typing import Any
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult
 
+from ringfence.core.placement import Wish
 from ringfence.integrations.mcp.meta import META_KEY
 from ringfence.integrations.mcp.servers.executor.base import Beat, Tools
 from ringfence.integrations.mcp.servers.executor.journal import OnLoss
@@ -17,12 +18,12 @@ class SessionTools(Tools):
     """The tools for sessions."""
 
     async def create_session(
-        self, envs: dict[str, str], on_loss: OnLoss, packages: list[str], beat: Beat
+        self, envs: dict[str, str], on_loss: OnLoss, packages: list[str], wish: Wish, beat: Beat
     ) -> CallToolResult:
         """A new session; its handle is in the text."""
         names = check_packages(packages) if packages else []
-        session = await self.sessions.create(envs, beat.note, on_loss=on_loss)
-        return await self._made(session, await self._with_packages(session, names, beat))
+        session = await self.sessions.create(envs, beat.note, on_loss=on_loss, wish=wish)
+        return self._made(session, await self._with_packages(session, names, beat))
 
     async def fork_session(self, session_id: str | None, beat: Beat) -> CallToolResult:
         """A copy of a session: its files, and where the backend can its variables."""
@@ -35,7 +36,7 @@ class SessionTools(Tools):
                 " Variables were NOT copied (this backend copies files only): run the cells that define "
                 "what is needed again."
             )
-        return await self._made(fork, text)
+        return self._made(fork, text)
 
     async def _with_packages(self, session: Session, names: list[str], beat: Beat) -> str:
         if not names:
@@ -48,8 +49,8 @@ class SessionTools(Tools):
             return f" Installed: {' '.join(done.installed) or 'all of it was there'}."
         return f" The packages could NOT be installed:\n{done.text}"
 
-    async def _made(self, session: Session, addition: str) -> CallToolResult:
-        backend = await self.sessions.backend()
+    def _made(self, session: Session, addition: str) -> CallToolResult:
+        backend = session.backend
         record = {
             "session_id": session.handle,
             "backend": backend.describe(),
@@ -57,9 +58,12 @@ class SessionTools(Tools):
             "template": backend.template or "default",
             "lease_s": self._settings.lease,
         }
+        if session.placed:
+            record["placed_by"] = session.placed
+        why = f", by {session.placed}" if session.placed else ""
         text = (
-            f"Session {session.handle} is ready ({backend.describe()}). Pass it as session_id. It ends after "
-            f"{self._settings.lease} s without use, or with close_session.{addition}"
+            f"Session {session.handle} is ready ({backend.describe()}{why}). Pass it as session_id. It ends "
+            f"after {self._settings.lease} s without use, or with close_session.{addition}"
         )
         result = self._plain(text, record)
         # The whole table is for programs; a model has enough of the level.
@@ -74,6 +78,7 @@ class SessionTools(Tools):
                 {
                     "session_id": session.handle,
                     "default": is_default,
+                    "backend": session.backend.describe(),
                     "running": [job.cell.execution_id for job in session.running()],
                     "executions": session.last_count,
                     "idle_s": round(time.time() - session.used),
@@ -81,7 +86,8 @@ class SessionTools(Tools):
                 }
             )
         lines = [
-            f"{row['session_id']}{' (default)' if row['default'] else ''}: {row['contents']}, idle "
+            f"{row['session_id']}{' (default)' if row['default'] else ''}: {row['backend']}, "
+            f"{row['contents']}, idle "
             f"{row['idle_s']} s, {len(row['running'])} "
             f"running{': ' + ', '.join(row['running']) if row['running'] else ''}"
             for row in rows

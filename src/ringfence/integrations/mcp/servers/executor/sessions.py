@@ -1,7 +1,6 @@
 """Sessions of one caller: made, found by their handles, kept alive, rebuilt, ended."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -18,8 +17,9 @@ from e2b_code_interpreter import AsyncSandbox
 from mcp.server.mcpserver.exceptions import ToolError
 
 from ringfence.core.config import Settings
-from ringfence.core.errors import RingfenceError
-from ringfence.integrations.backend import Backend, open_backend
+from ringfence.core.placement import BackendName, Wish
+from ringfence.integrations.backend import Backend
+from ringfence.integrations.mcp.servers.executor.backends import Backends, Notify
 from ringfence.integrations.mcp.servers.executor.cells import is_gone
 from ringfence.integrations.mcp.servers.executor.facts import Facts, find_facts
 from ringfence.integrations.mcp.servers.executor.jobs import Job
@@ -30,7 +30,6 @@ from ringfence.integrations.network import network_options
 
 _log = logging.getLogger(__name__)
 
-Notify = Callable[[str], None]
 MAX_SESSIONS = 16
 _ENDED_KEPT = 64
 _CLOSING_SECONDS = 8.0
@@ -41,7 +40,7 @@ _ENDED = "its sandbox ended (killed, out of memory, or its lease ran out)"
 
 
 class Sessions:
-    """All sessions of one caller, and the backend they live on; both are made at the first use.
+    """All sessions of one caller, and the backends they live on; all are made at the first use.
 
     has_default: calls without a handle share one session; else each makes a new one.
     on_facts: told once what the first sandbox turned out to be.
@@ -65,42 +64,13 @@ class Sessions:
         self._default: asyncio.Task[Session] | None = None
         self._default_loss: Loss | None = None
         self._rebuilding: dict[str, asyncio.Task[Session]] = {}
-        self._backend: asyncio.Task[Backend] | None = None
         self._facts: asyncio.Task[Facts] | None = None
-        self._stack = contextlib.AsyncExitStack()
-        self._notify: Notify | None = None
+        self.backends = Backends(settings, self._lose_all_on)
 
-    async def backend(self, notify: Notify | None = None) -> Backend:
-        """The backend, started if need be. `notify` is told about a start that takes longer than a second."""
-        self._notify = notify or self._notify
-        if self._backend is not None and self._backend.done() and self._is_dead(self._backend):
-            await self._lose_everything()
-        if self._backend is None:
-            self._backend = asyncio.create_task(self._open())
-        try:
-            # Shielded: a client that gives up while a template is built does not stop the building.
-            return await asyncio.shield(self._backend)
-        except RingfenceError as error:
-            raise ToolError(f"No sandbox is available: {error}") from error
-
-    async def _open(self) -> Backend:
-        backend = open_backend(self._settings, progress=self._tell)
-        return await self._stack.enter_async_context(backend)
-
-    def _tell(self, message: str) -> None:
-        if self._notify is not None:
-            self._notify(message)
-
-    @staticmethod
-    def _is_dead(task: "asyncio.Task[Backend]") -> bool:
-        return task.cancelled() or task.exception() is not None or not task.result().running()
-
-    async def _lose_everything(self) -> None:
+    async def _lose_all_on(self, name: BackendName) -> None:
         for session in list(self._sessions.values()):
-            self.lost(session, "the sandbox server ended")
-        self._backend = None
-        stack, self._stack = self._stack, contextlib.AsyncExitStack()
-        await stack.aclose()
+            if session.backend.name == name:
+                self.lost(session, "the sandbox server ended")
 
     async def get(
         self,
@@ -116,11 +86,11 @@ class Sessions:
         A session that was lost is a `ToolError` that says so, or is rebuilt: `on_loss`, or what was asked for
         when it was made.
         """
-        backend = await self.backend(notify)
+        await self.backends.check("local")
         if handle is not None:
-            session = await self._named(backend, handle, on_loss)
+            session = await self._named(handle, notify, on_loss)
         elif self._has_default:
-            session = await self._get_default(backend, on_loss)
+            session = await self._get_default(notify, on_loss)
         elif make:
             session = await self.create({}, notify, on_loss=on_loss or "report")
             session.news = "This is a new session, since no session_id was given; pass it from now on."
@@ -129,7 +99,7 @@ class Sessions:
         await self._renew(session)
         return session
 
-    async def _named(self, backend: Backend, handle: str, on_loss: OnLoss | None) -> Session:
+    async def _named(self, handle: str, notify: Notify | None, on_loss: OnLoss | None) -> Session:
         session = self._sessions.get(handle)
         if session is not None and not await self._find_lost(session, on_loss):
             return session
@@ -138,7 +108,7 @@ class Sessions:
             raise ToolError(self._unknown(handle))
         if (on_loss or loss.journal.on_loss) != "replay":
             raise ToolError(loss.describe())
-        return await self._rebuild(backend, loss)
+        return await self._rebuild(loss, notify)
 
     def _unknown(self, handle: str) -> str:
         if handle in self._closed:
@@ -167,7 +137,7 @@ class Sessions:
         self.lost(session, "its lease ran out" if now >= session.expires else _ENDED)
         return True
 
-    async def _get_default(self, backend: Backend, on_loss: OnLoss | None) -> Session:
+    async def _get_default(self, notify: Notify | None, on_loss: OnLoss | None) -> Session:
         if self._default is not None and self._default.done():
             if not self._is_live(self._default):
                 self._default = None
@@ -176,9 +146,9 @@ class Sessions:
         if self._default is None:
             loss, self._default_loss = self._default_loss, None
             if loss is not None and (on_loss or loss.journal.on_loss) == "replay":
-                making = self._rebuild(backend, loss)
+                making = self._rebuild(loss, notify)
             else:
-                making = self._create(backend, Journal(None, on_loss or "report"), news=_news(loss))
+                making = self._create(Journal(None, on_loss or "report"), notify, news=_news(loss))
             self._default = asyncio.create_task(making)
         return await asyncio.shield(self._default)
 
@@ -188,38 +158,55 @@ class Sessions:
         return task.result().handle in self._sessions
 
     async def create(
-        self, envs: Mapping[str, str], notify: Notify | None = None, *, on_loss: OnLoss = "report"
+        self,
+        envs: Mapping[str, str],
+        notify: Notify | None = None,
+        *,
+        on_loss: OnLoss = "report",
+        wish: Wish | None = None,
     ) -> Session:
-        """A new session with a sandbox of its own."""
-        backend = await self.backend(notify)
-        making = self._create(backend, Journal(envs, on_loss))
+        """A new session with a sandbox of its own, on the backend that the policy chooses for `wish`."""
+        making = self._create(Journal(envs, on_loss, wish), notify)
         return await asyncio.shield(asyncio.create_task(making))
 
     async def _create(
-        self, backend: Backend, journal: Journal, *, handle: str | None = None, news: str = ""
+        self, journal: Journal, notify: Notify | None, *, handle: str | None = None, news: str = ""
     ) -> Session:
+        backend, why = await self.backends.choose(journal.wish, notify)
         await self._make_room()
         try:
             sandbox = await AsyncSandbox.create(
                 template=backend.template,
                 timeout=self._settings.lease,
                 envs=journal.envs,
-                metadata={"ringfence.client": "mcp"},
+                metadata={"ringfence.client": "mcp", **_memory(journal.wish, backend)},
                 **network_options(self._settings.mcp_network, backend.name),
                 **backend.sdk_options(),
             )
         except (SandboxException, AuthenticationException, RateLimitException, httpx.HTTPError) as error:
-            raise ToolError(f"No sandbox could be created on {backend.describe()}: {error}") from error
-        session = self._admit(sandbox, journal, handle, news)
+            chosen = f" ({why})" if why else ""
+            raise ToolError(
+                f"No sandbox could be created on {backend.describe()}{chosen}: {error}"
+            ) from error
+        session = self._admit(sandbox, backend, journal, handle, news)
+        session.placed = why
         if self._facts is None:
             self._facts = asyncio.create_task(self._learn(sandbox, backend))
-        await session.watch.look(sandbox)
+        await session.watch.look(session.sandbox)
         return session
 
-    def _admit(self, sandbox: AsyncSandbox, journal: Journal, handle: str | None, news: str = "") -> Session:
+    def _admit(
+        self,
+        sandbox: AsyncSandbox,
+        backend: Backend,
+        journal: Journal,
+        handle: str | None,
+        news: str = "",
+    ) -> Session:
         session = Session(
             handle=handle or f"s_{secrets.token_hex(16)}",
             sandbox=sandbox,
+            backend=backend,
             news=news,
             journal=journal,
             expires=time.monotonic() + self._settings.lease,
@@ -228,7 +215,7 @@ class Sessions:
         self._losses.pop(session.handle, None)
         if journal.file is None and (file := self._store.open(session.handle)) is not None:
             try:
-                file.start({"envs": journal.envs, "on_loss": journal.on_loss}, journal.entries)
+                file.start(journal.about(), journal.entries)
                 journal.file = file
             except OSError as error:
                 _log.warning("the session's journal cannot be written: %s", error)
@@ -248,7 +235,8 @@ class Sessions:
 
     async def _learn(self, sandbox: AsyncSandbox, backend: Backend) -> Facts:
         facts = await find_facts(sandbox, backend.isolation)
-        if self._on_facts is not None:
+        policy = self.backends.policy()
+        if self._on_facts is not None and (policy is None or len(policy.backends()) == 1):
             self._on_facts(facts)
         return facts
 
@@ -258,18 +246,18 @@ class Sessions:
             return None
         return self._facts.result().python if self._facts.exception() is None else None
 
-    async def _rebuild(self, backend: Backend, loss: Loss) -> Session:
+    async def _rebuild(self, loss: Loss, notify: Notify | None) -> Session:
         task = self._rebuilding.get(loss.handle)
         if task is None:
-            task = asyncio.create_task(self._replay(backend, loss))
+            task = asyncio.create_task(self._replay(loss, notify))
             self._rebuilding[loss.handle] = task
             task.add_done_callback(lambda _: self._rebuilding.pop(loss.handle, None))
         return await asyncio.shield(task)
 
-    async def _replay(self, backend: Backend, loss: Loss) -> Session:
-        session = await self._create(backend, loss.journal, handle=loss.handle)
+    async def _replay(self, loss: Loss, notify: Notify | None) -> Session:
+        session = await self._create(loss.journal, notify, handle=loss.handle)
         try:
-            done = await replay(session.sandbox, loss.journal, self._tell)
+            done = await replay(session.sandbox, loss.journal, self.backends.tell)
         except (SandboxException, httpx.HTTPError) as error:
             self.lost(session, f"rebuilding it failed ({error or type(error).__name__})")
             raise ToolError(f"The session could not be rebuilt: {error or type(error).__name__}") from error
@@ -294,7 +282,7 @@ class Sessions:
             raise
         if isinstance(made, Exception):
             raise ToolError(f"The fork could not be started: {made}") from made
-        fork = self._admit(made, session.journal.copy(), None)
+        fork = self._admit(made, session.backend, session.journal.copy(), None)
         # Some backends copy memory, some files only; the kernel's own count of its cells tells.
         probe = await made.run_code("pass", request_timeout=self._settings.request_timeout)
         fork.last_count = probe.execution_count or 0
@@ -411,21 +399,33 @@ class Sessions:
 
     async def aclose(self) -> None:
         """End every sandbox and the embedded server. Takes a few seconds at most."""
-        tasks = (self._default, self._backend, self._facts, *self._rebuilding.values())
+        tasks = (self._default, self._facts, *self._rebuilding.values())
         pending = [task for task in tasks if task is not None and not task.done()]
         for task in pending:
             task.cancel()
         if pending:
             await asyncio.wait(pending)
-        backend = self._backend
-        dead = backend is None or self._is_dead(backend)
-        if backend is not None and not dead and backend.result().embedded is None:
-            # An embedded server takes its sandboxes with it; another one has to be told.
-            kills = [asyncio.create_task(self._kill(session)) for session in self._sessions.values()]
-            if kills:
-                await asyncio.wait(kills, timeout=_CLOSING_SECONDS)
+        # An embedded server takes its sandboxes with it; another one has to be told.
+        elsewhere = [s for s in self._sessions.values() if s.backend.embedded is None]
+        kills = [asyncio.create_task(self._kill(session)) for session in elsewhere]
+        if kills:
+            await asyncio.wait(kills, timeout=_CLOSING_SECONDS)
         self._sessions.clear()
-        await self._stack.aclose()
+        await self.backends.aclose()
+
+
+def _memory(wish: Wish, backend: Backend) -> dict[str, str]:
+    """The metadata by which a Ringfence server is asked for memory; E2B's cloud has it by template only."""
+    if wish.memory_mb is None:
+        return {}
+    if backend.name == "e2b":
+        if backend.template is None:
+            raise ToolError(
+                f"E2B's cloud gives memory by template: for {wish.memory_mb} MiB, name one in the policy's "
+                "rule or in RINGFENCE_TEMPLATE."
+            )
+        return {}
+    return {"ringfence.memory_mb": str(wish.memory_mb)}
 
 
 def _news(loss: Loss | None) -> str:
