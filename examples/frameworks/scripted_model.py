@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -37,12 +37,14 @@ class Conversation:
     """What a request says: the tools that there are, and everything but the model's own words, as text.
 
     turn: how often the model has spoken. heard: what came since it first did, tools' results above all.
+    namespaces: of tools that are in one.
     """
 
     tools: list[str]
     task: str
     turn: int
     heard: list[str]
+    namespaces: dict[str, str] = field(default_factory=dict)
 
     def tool(self, ending: str) -> str | None:
         """The name of the tool that ends like this."""
@@ -141,7 +143,9 @@ def _from_chat(body: dict[str, Any]) -> Conversation:
 
 
 def _from_responses(body: dict[str, Any]) -> Conversation:
-    tools = [tool["name"] for tool in body.get("tools", ()) if "name" in tool]
+    spaces = [tool for tool in body.get("tools", ()) if tool["type"] == "namespace"]
+    namespaces = {tool["name"]: space["name"] for space in spaces for tool in space["tools"]}
+    tools = [tool["name"] for tool in body.get("tools", ()) if tool["type"] == "function"] + list(namespaces)
     given = body["input"]
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
@@ -149,7 +153,7 @@ def _from_responses(body: dict[str, Any]) -> Conversation:
         (item.get("role") == "assistant" or item.get("type") == "function_call", _text(item))
         for item in given
     ]
-    return _conversation(tools, messages)
+    return replace(_conversation(tools, messages), namespaces=namespaces)
 
 
 def _from_messages(body: dict[str, Any]) -> Conversation:
@@ -211,6 +215,8 @@ def _as_responses(turn: Turn, conversation: Conversation, stream: bool) -> Answe
             "arguments": json.dumps(turn.arguments),
             "status": "completed",
         }
+        if item["name"] in conversation.namespaces:
+            item["namespace"] = conversation.namespaces[item["name"]]
     answer = {
         "id": f"resp_{number}",
         "object": "response",

@@ -43,7 +43,29 @@ def test_a_wrong_key_is_told(tmp_path: Path, server: Any) -> None:
     ended = doctor(tmp_path, E2B_API_KEY="e2b_00", E2B_API_URL=server.url, E2B_SANDBOX_URL=server.url)
     assert ended.returncode == 1
     assert "backend: e2b" in ended.stdout
-    assert "It does not work" in ended.stdout
+    assert "key: refused" in ended.stdout
+    assert "the key in E2B_API_KEY is refused" in ended.stdout
+
+
+def test_a_right_key_and_every_other_mistake_are_told(tmp_path: Path, server: Any) -> None:
+    cloud = {"E2B_API_KEY": server.key, "E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url}
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\ndefault: e2b\nrules: [{use: remote, resident: true}]\n")
+    there = {"RINGFENCE_URL": server.url, "RINGFENCE_API_KEY": "e2b_00", "RINGFENCE_TEMPLATE": "base"}
+    report = json.loads(
+        doctor(tmp_path, "--json", **cloud, **there, RINGFENCE_BACKEND_POLICY=str(policy)).stdout
+    )
+    assert (report["backend"], report["key"], report["works"]) == ("e2b", "accepted", True)
+    (other,) = report["others"]
+    assert (other["backend"], other["works"]) == ("remote", False)
+    assert "RINGFENCE_API_KEY is refused" in other["error"]
+
+    ended = doctor(tmp_path, **cloud, RINGFENCE_TEMPLATE="no-such")
+    assert ended.returncode == 1
+    assert "RINGFENCE_TEMPLATE must name a template" in ended.stdout
+    ended = doctor(tmp_path, **{**cloud, "E2B_API_URL": "http://127.0.0.1:9"})
+    assert ended.returncode == 1
+    assert "no connection to e2b" in ended.stdout
 
 
 def test_contradicting_settings_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import click
 
 from ringfence import __version__
 from ringfence.cli.leaving import leave
+from ringfence.cli.trial import try_backend
 
 _ATTACKED_TEMPLATE = "base"
 
@@ -37,7 +38,8 @@ def command(as_json: bool, quick: bool, level: str) -> None:
         click.echo(json.dumps(report, indent=2))
     else:
         click.echo("\n".join(_as_text(report)))
-    leave(_status(report, level) if report["works"] else 1)
+    works = report["works"] and all(other["works"] for other in report.get("others", ()))
+    leave(_status(report, level) if works else 1)
 
 
 def _status(report: dict[str, Any], wanted: str) -> int:
@@ -70,17 +72,40 @@ async def _examine(which: Literal["essential", "all"]) -> dict[str, Any]:
     try:
         settings = load_settings()
         report["backend"] = settings.choose_backend()
-        async with open_backend(settings, progress=lambda line: click.echo(line, err=True)) as backend:
+        policy = settings.policy()
+        async with open_backend(settings, progress=_say) as backend:
             report["times_s"]["backend ready"] = round(time.monotonic() - started, 3)
             report["where"] = backend.describe()
             report["template"] = backend.template or "default"
             report["isolation"] = backend.isolation
-            await _try_a_sandbox(backend, report)
+            found = await try_backend(backend)
+        times = report["times_s"] | found.pop("times_s")
+        report |= {**found, "times_s": times}
         if report["backend"] == "local" and report["works"]:
             report["proof"] = await _attack(which)
+        if policy is not None:
+            report["others"] = [
+                await _try_another(settings, name) for name in sorted(policy.backends() - {report["backend"]})
+            ]
     except RingfenceError as error:
         report["error"] = str(error)
     return report
+
+
+async def _try_another(settings: Any, name: Any) -> dict[str, Any]:
+    """A backend that the policy names beside its default."""
+    from ringfence.core.errors import RingfenceError
+    from ringfence.integrations.backend import open_backend
+
+    try:
+        async with open_backend(settings, name=name, progress=_say) as backend:
+            return {"backend": name, "where": backend.describe(), **await try_backend(backend)}
+    except RingfenceError as error:
+        return {"backend": name, "works": False, "error": str(error)}
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 async def _attack(which: Literal["essential", "all"]) -> dict[str, Any]:
@@ -100,38 +125,13 @@ async def _attack(which: Literal["essential", "all"]) -> dict[str, Any]:
         await engine.aclose()
 
 
-async def _try_a_sandbox(backend: Any, report: dict[str, Any]) -> None:
-    import httpx
-    from e2b import AuthenticationException, SandboxException
-    from e2b_code_interpreter import AsyncSandbox
-
-    try:
-        started = time.monotonic()
-        sandbox = await AsyncSandbox.create(template=backend.template, timeout=60, **backend.sdk_options())
-        created = time.monotonic()
-        try:
-            execution = await sandbox.run_code("import sys; sys.version.split()[0]", timeout=30)
-            ran = time.monotonic()
-        finally:
-            await sandbox.kill()
-    except (SandboxException, AuthenticationException, httpx.HTTPError) as error:
-        report["error"] = f"no code could be run: {error}"
-        return
-    report["times_s"] |= {
-        "sandbox created": round(created - started, 3),
-        "first line of code": round(ran - created, 3),
-    }
-    report["sandbox_python"] = (execution.text or "").strip("'")
-    report["works"] = execution.error is None and bool(execution.text)
-    if execution.error is not None:
-        report["error"] = f"{execution.error.name}: {execution.error.value}"
-
-
 def _as_text(report: dict[str, Any]) -> list[str]:
     lines = [f"Ringfence {report['version']}, Python {report['python']}, Linux {report['kernel']}"]
     lines.append(
         f"backend: {report['backend'] or 'none'}" + (f" — {report['where']}" if "where" in report else "")
     )
+    if report.get("key") is not None and report["backend"] != "local":
+        lines.append(f"key: {report['key']}")
     if "sandbox_python" in report:
         lines.append(f"template: {report['template']}, Python {report['sandbox_python']}")
     lines += [f"{name}: {seconds:.3f} s" for name, seconds in report["times_s"].items()]
@@ -142,6 +142,9 @@ def _as_text(report: dict[str, Any]) -> list[str]:
         lines += _attacks(report["proof"]) if report["proof"] else []
     elif report["backend"] == "e2b" and report["works"]:
         lines.append("isolation: E2B's own (one microVM per sandbox); it is not reported")
+    for other in report.get("others", ()):
+        said = "works" if other["works"] else f"does not work: {other['error']}"
+        lines.append(f"also, by the policy: {other.get('where', other['backend'])} {said}")
     lines += ["", "It works." if report["works"] else f"It does not work: {report['error']}"]
     return lines
 
