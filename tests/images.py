@@ -22,6 +22,7 @@ from ringfence.engine.templates.registry.manifest import architecture
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
+_GZIP = b"\x1f\x8b"
 BUSYBOX = Path("/bin/busybox")
 Entry = tuple[str, "bytes | str | None", int]
 """A path; contents of a file, target of a link or None for a directory; mode."""
@@ -42,6 +43,24 @@ def layer(*entries: Entry) -> bytes:
             info.linkname = content or ""
             archive.addfile(info)
     return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+def with_zstd(part: bytes) -> bytes:
+    """The same layer, compressed with zstd, in two frames as parallel compressors make them."""
+    zstandard = pytest.importorskip("zstandard")
+    plain = gzip.decompress(part)
+    compressor = zstandard.ZstdCompressor(level=3)
+    half = len(plain) // 2
+    return bytes(compressor.compress(plain[:half]) + compressor.compress(plain[half:]))
+
+
+def uncompressed(part: bytes) -> bytes:
+    """A layer's tar."""
+    if part[:2] == _GZIP:
+        return gzip.decompress(part)
+    zstandard = pytest.importorskip("zstandard")
+    with zstandard.ZstdDecompressor().stream_reader(part, read_across_frames=True) as reader:
+        return bytes(reader.read())
 
 
 def shell_layer() -> bytes:
@@ -69,7 +88,7 @@ class Image:
 
     @property
     def config_blob(self) -> bytes:
-        rootfs = {"type": "layers", "diff_ids": [digest(gzip.decompress(part)) for part in self.layers]}
+        rootfs = {"type": "layers", "diff_ids": [digest(uncompressed(part)) for part in self.layers]}
         described = {"architecture": architecture(), "os": "linux", "config": self.config, "rootfs": rootfs}
         return json.dumps(described).encode()
 
@@ -81,7 +100,10 @@ class Image:
                 "schemaVersion": 2,
                 "mediaType": MANIFEST,
                 "config": descriptor(f"{kind}.config.v1+json", self.config_blob),
-                "layers": [descriptor(f"{kind}.layer.v1.tar+gzip", part) for part in self.layers],
+                "layers": [
+                    descriptor(f"{kind}.layer.v1.tar+{'gzip' if part[:2] == _GZIP else 'zstd'}", part)
+                    for part in self.layers
+                ],
             }
         ).encode()
 

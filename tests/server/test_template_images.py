@@ -98,6 +98,28 @@ def test_an_image_is_unpacked_once(image_server: RunningServer, registry: Any) -
     assert any("CACHED" in line for line in second)
 
 
+def test_layers_compressed_with_zstd(image_server: RunningServer, registry: Any) -> None:
+    image = images.shell_image()
+    image.layers = [images.with_zstd(image.layers[0]), image.layers[1], images.with_zstd(image.layers[2])]
+    name = new_name()
+    build(image_server, Template().from_image(registry.push(image, "team/zstd")).run_cmd("true"), name)
+    with Sandbox.create(name, **image_server.options) as sandbox:
+        assert (
+            sandbox.commands.run("ls /opt/a; test ! -e /etc/gone && stat -c %a /opt/a/y").stdout == "y\n755\n"
+        )
+
+
+def test_a_layer_that_only_looks_like_zstd(image_server: RunningServer, registry: Any) -> None:
+    broken = images.Image([images.shell_layer(), images.with_zstd(images.shell_layer())[:4] + b"?" * 5000])
+    images.uncompressed, kept = (lambda part: part), images.uncompressed
+    try:
+        reference = registry.push(broken, "team/broken")
+    finally:
+        images.uncompressed = kept
+    with pytest.raises(BuildException, match="cannot be unpacked"):
+        build(image_server, Template().from_image(reference), new_name())
+
+
 def test_a_dockerfile(image_server: RunningServer, registry: Any, tmp_path: Path) -> None:
     reference = registry.push(images.shell_image(), "team/docker")
     (tmp_path / "app.txt").write_text("app")

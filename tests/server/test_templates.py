@@ -389,3 +389,75 @@ def test_a_replaced_build_lives_on_below_its_snapshots(server: RunningServer, ap
         assert sandbox.commands.run("cat file").stdout == "first\n"
     assert output(server, name, "cat file") == "second\n"
     assert output(server, snapshot.snapshot_id, "cat file more") == "first\nmore\n"
+
+
+def test_history_of_tags(server: RunningServer, api: dict[str, Any], http: httpx.Client) -> None:
+    name = new_name()
+    first, _ = build(api, base().run_cmd("echo 1 > ~/n"), f"{name}:v1", tags=["stable"])
+    second, _ = build(api, base().run_cmd("echo 2 > ~/n"), f"{name}:v2")
+    Template.assign_tags(f"{name}:v2", ["stable"], **api)
+    tags = f"/templates/{first.template_id}/tags"
+    assert http.get(f"{tags}/count").json() == {"total": 3}
+    for tag, there in (("stable", True), (" STABLE ", True), ("other", False)):
+        answer = http.get(f"{tags}/exists", params={"tag": tag}).json()
+        assert answer == {"exists": there, "normalizedTag": tag.strip().lower()}
+    assert http.get(f"{tags}/exists", params={"tag": "not a tag"}).status_code == 400
+
+    stable = http.get(f"{tags}/stable/assignments").json()
+    assert [one["buildId"] for one in stable["data"]] == [second.build_id, first.build_id]
+    assert stable["nextCursor"] is None
+    page = http.get(f"{tags}/stable/assignments", params={"limit": 1}).json()
+    rest = http.get(f"{tags}/stable/assignments", params={"cursor": page["nextCursor"]}).json()
+    assert page["data"] + rest["data"] == stable["data"]
+
+    groups = http.get(f"{tags}/groups", params={"sort": "name_desc", "assignmentLimit": 1}).json()["tags"]
+    assert [(group["tag"], len(group["assignments"]), group["hasMore"]) for group in groups] == [
+        ("v2", 1, False), ("v1", 1, False), ("stable", 1, True),
+    ]  # fmt: skip
+    latest = http.get(f"{tags}/groups", params={"tagsLimit": 2}).json()
+    assert [group["tag"] for group in latest["tags"]] == ["stable", "v2"]
+    rest = http.get(f"{tags}/groups", params={"tagsCursor": latest["nextCursor"], "search": ""}).json()
+    assert [group["tag"] for group in rest["tags"]] == ["v1"]
+    assert [g["tag"] for g in http.get(f"{tags}/groups", params={"search": "V"}).json()["tags"]] == [
+        "v2",
+        "v1",
+    ]
+    for query in ("sort=odd", "tagsLimit=0", "tagsLimit=x", "assignmentLimit=101", "tagsCursor=%ff"):
+        assert http.get(f"{tags}/groups?{query}").status_code == 400
+
+    Template.remove_tags(name, ["stable"], **api)
+    assert http.get(f"{tags}/exists", params={"tag": "stable"}).json()["exists"] is False
+    assert http.get("/templates/nothing/tags/count").status_code == 404
+    stranger = {"X-API-Key": server.stranger}
+    assert http.get(f"{tags}/count", headers=stranger).status_code == 404
+
+
+def test_public_templates(server: RunningServer, api: dict[str, Any], http: httpx.Client) -> None:
+    name = new_name()
+    info, _ = build(api, base().run_cmd("echo shared > ~/n"), name)
+    stranger = {"X-API-Key": server.stranger}
+    path = f"/templates/{info.template_id}"
+    for wanted in (info.template_id, name):
+        with pytest.raises(SandboxException, match="not found"):
+            Sandbox.create(wanted, **server.stranger_options)
+    assert http.patch(f"/v2{path}", json={"public": True}, headers=stranger).status_code == 404
+    assert http.patch(f"/v2{path}", json={"public": "perhaps"}).status_code == 400
+    assert http.patch("/templates/base", json={"public": False}).status_code == 403
+    assert http.patch(f"/v2{path}", json={"public": True}).json() == {"names": [name]}
+    assert http.get(path).json()["public"] is True
+    with Sandbox.create(info.template_id, **server.stranger_options) as sandbox:
+        assert sandbox.commands.run("cat ~/n").stdout == "shared\n"
+    theirs = {**api, "api_key": server.stranger}
+    build(theirs, Template().from_template(info.template_id).run_cmd("echo more >> ~/n"), mine := new_name())
+    # A name is its owner's to give; to others only the id means this template.
+    with pytest.raises(SandboxException, match="not found"):
+        Sandbox.create(name, **server.stranger_options)
+    assert http.get(f"/templates/aliases/{info.template_id}", headers=stranger).json()["public"] is True
+    for method, where in (("DELETE", path), ("GET", f"{path}/tags/count"), ("PATCH", path)):
+        assert http.request(method, where, headers=stranger, json={}).status_code == 404
+    assert http.patch(path, json={"public": False}).status_code == 200
+    with pytest.raises(SandboxException, match="not found"):
+        Sandbox.create(info.template_id, **server.stranger_options)
+    # What was built on it meanwhile stays.
+    with Sandbox.create(mine, **server.stranger_options) as sandbox:
+        assert sandbox.commands.run("cat ~/n").stdout == "shared\nmore\n"

@@ -14,9 +14,6 @@ _OTHERS = (
     ("POST", "/templates", "building templates over the API"),
     ("POST", "/v2/templates", "building templates over the API"),
     ("POST", "/templates/{template_id}", "building templates over the API"),
-    ("PATCH", "/templates/{template_id}", "changing templates over the API"),
-    ("PATCH", "/v2/templates/{template_id}", "changing templates over the API"),
-    ("GET", "/templates/{template_id}/tags/{rest:path}", "template tags"),
     ("GET", "/teams", "teams"),
     ("GET", "/teams/{rest:path}", "teams"),
 )

@@ -12,10 +12,11 @@ from ringfence.server.errors import ApiError
 from ringfence.server.records import ENVD_VERSION, timestamp, whole_cpus
 from ringfence.server.requests import owner_of, path_param, read_model
 from ringfence.server.templates.build_routes import BuildRoutes
-from ringfence.server.templates.models import NewTags, OldTags
+from ringfence.server.templates.models import NewTags, OldTags, TemplateChange
 from ringfence.server.templates.names import DEFAULT_TAG, checked_tag, split
 from ringfence.server.templates.service import TemplateService
 from ringfence.server.templates.store import BuildRow, TemplateRow
+from ringfence.server.templates.tag_routes import TagRoutes
 
 _BUILDS = uuid.UUID("6f6c5c8e-6f0b-4f1b-9a51-1d1b5d5ad2f0")
 """Name space of build ids: a built-in template's build has the same id on every server."""
@@ -44,7 +45,10 @@ class TemplateRoutes:
             Route("/templates/tags", self.assign_tags, methods=["POST"]),
             Route("/templates/tags", self.remove_tags, methods=["DELETE"]),
             Route("/templates/{template_id}/tags", self.tags, methods=["GET"]),
+            *TagRoutes(self._catalog, self._store).routes(),
             *building.routes(),
+            Route("/templates/{template_id}", self.change, methods=["PATCH"]),
+            Route("/v2/templates/{template_id}", self.change, methods=["PATCH"]),
             Route("/templates/{template_id}", self.detail, methods=["GET"]),
         ]
 
@@ -62,7 +66,10 @@ class TemplateRoutes:
         name = path_param(request, "alias")
         row = self._catalog.row(owner_of(request), name.partition(":")[0])
         if row is not None:
-            return JSONResponse({"templateID": row.template_id, "public": False})
+            return JSONResponse({"templateID": row.template_id, "public": row.public})
+        shared = self._catalog.shared(name.partition(":")[0])
+        if shared is not None:
+            return JSONResponse({"templateID": shared.template_id, "public": True})
         template = self._builtin(name)
         return JSONResponse({"templateID": template.template_id, "public": True})
 
@@ -85,6 +92,19 @@ class TemplateRoutes:
             raise ApiError(403, f"template '{name[:128]}' is built in and cannot be deleted")
         self._templates.builds.remove(row)
         return Response(status_code=204)
+
+    async def change(self, request: Request) -> Response:
+        """``PATCH /templates/{id}``: whether other keys can use it, by its id."""
+        name = path_param(request, "template_id")
+        body = await read_model(request, TemplateChange)
+        row = self._catalog.row(owner_of(request), name)
+        if row is None:
+            self._builtin(name)
+            raise ApiError(403, f"template '{name[:128]}' is built in and cannot be changed")
+        if body.public is not None:
+            self._store.set_public(row.template_id, body.public)
+            self._store.touch(row.template_id)
+        return JSONResponse({"names": [row.name]})
 
     async def tags(self, request: Request) -> Response:
         """``GET /templates/{id}/tags``."""
@@ -149,7 +169,7 @@ class TemplateRoutes:
         return {
             "templateID": row.template_id,
             "buildID": latest.build_id if latest else str(uuid.UUID(int=0)),
-            "public": False,
+            "public": row.public,
             "aliases": [row.name],
             "names": [row.name],
             "createdAt": timestamp(row.created_at),

@@ -23,7 +23,12 @@ from ringfence.engine.launcher import standstill, treecopy
 from ringfence.engine.launcher.helpers import in_child, result_of
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
-from ringfence.engine.launcher.unpack import Unpacker, add_users_and_places, leave_the_host
+from ringfence.engine.launcher.unpack import (
+    Unpacker,
+    add_users_and_places,
+    leave_the_host,
+    load_decompressor,
+)
 
 Reply = Callable[..., None]
 _NAME = re.compile(r"[a-z0-9]{1,64}")
@@ -122,6 +127,8 @@ class Lifecycle:
             needed = [namespace, target, *([archive] if archive is not None else [])]
 
             def work() -> dict[str, int]:
+                if archive is not None:
+                    load_decompressor(archive)
                 if not single:
                     os.setgroups([])
                 leave_the_host(namespace, target)

@@ -11,6 +11,7 @@ import posixpath
 import resource
 import shutil
 import stat
+import sys
 import tarfile
 import zlib  # noqa: F401 - tarfile imports it by name when it is too late for us
 from dataclasses import dataclass, field
@@ -22,12 +23,33 @@ _MAX_BYTES = 32 << 30
 _MAX_ENTRIES = 2_000_000
 _MAX_MEMORY = 2 << 30
 _CHUNK = 1 << 20
+_MAX_WINDOW = 128 << 20
+"""Bytes that a zstd frame may look back, which is memory: what ``zstd --ultra --long`` takes at most."""
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _NOBODY = 65534
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def load_decompressor(archive: int) -> None:
+    """Import what the archive needs; to be called before the import's files are out of reach."""
+    if os.pread(archive, 4, 0) == _ZSTD:
+        with contextlib.suppress(ImportError):
+            import zstandard  # noqa: F401
+
+
+def _open_layer(raw: IO[bytes], head: bytes) -> tarfile.TarFile:
+    if head == _ZSTD:
+        zstandard = sys.modules.get("zstandard")
+        if zstandard is None:
+            raise ValueError(
+                "a layer is compressed with zstd: install ringfence[images] on the server, or use gzip"
+            )
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        return tarfile.open(fileobj=decompressor.stream_reader(raw, read_across_frames=True), mode="r|")
+    return tarfile.open(fileobj=raw, mode="r|gz" if head[:2] == _GZIP else "r|")
 
 
 def leave_the_host(userns_fd: int, directory_fd: int) -> None:
@@ -54,11 +76,7 @@ class Unpacker:
 
     def apply(self, archive: int) -> None:
         """Apply the archive behind the descriptor. Raises OSError, tarfile.TarError, ValueError."""
-        head = os.pread(archive, 4, 0)
-        if head == _ZSTD:
-            raise ValueError("a layer is compressed with zstd, which is not supported; gzip is")
-        mode = "r|gz" if head[:2] == _GZIP else "r|"
-        with os.fdopen(os.dup(archive), "rb") as raw, tarfile.open(fileobj=raw, mode=mode) as layer:  # type: ignore[call-overload]
+        with os.fdopen(os.dup(archive), "rb") as raw, _open_layer(raw, os.pread(archive, 4, 0)) as layer:
             for member in layer:
                 self._member(layer, member)
         for path, moment in reversed(self._times):

@@ -47,7 +47,15 @@ class Catalog:
         row = self.row(owner, base)
         if row is not None:
             return self.tagged(row, tag or DEFAULT_TAG)
-        return self.builtin(base) if tag in ("", DEFAULT_TAG, "latest") else None
+        if self.builtin(base) is not None:
+            return self.builtin(base) if tag in ("", DEFAULT_TAG, "latest") else None
+        shared = self.shared(base)
+        return None if shared is None else self.tagged(shared, tag or DEFAULT_TAG)
+
+    def shared(self, template_id: str) -> TemplateRow | None:
+        """A template that its owner has made public. By its id only: a name is its owner's to give."""
+        row = self._store.by_id(template_id)
+        return row if row is not None and row.public else None
 
     def row(self, owner: str, name_or_id: str) -> TemplateRow | None:
         """The owner's own template with this name or id."""

@@ -65,6 +65,12 @@ class NewBuild(Body):
         return [] if value is None else value
 
 
+class TemplateChange(Body):
+    """``PATCH /templates/{id}``."""
+
+    public: bool | None = None
+
+
 class NewTags(Body):
     """``POST /templates/tags``: `target` is ``name:tag``."""
 

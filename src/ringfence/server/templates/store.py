@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS templates (
     template_id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL,
-    created_at REAL NOT NULL, updated_at REAL NOT NULL, UNIQUE (owner, name)
+    created_at REAL NOT NULL, updated_at REAL NOT NULL, public INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (owner, name)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS template_builds (
     build_id TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates ON DELETE CASCADE,
@@ -25,7 +27,14 @@ CREATE TABLE IF NOT EXISTS template_layers (
     snapshot TEXT PRIMARY KEY, key TEXT, created_at REAL NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS template_layers_by_key ON template_layers (key);
+CREATE TABLE IF NOT EXISTS template_tag_assignments (
+    assignment_id TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates ON DELETE CASCADE,
+    tag TEXT NOT NULL, build_id TEXT NOT NULL REFERENCES template_builds ON DELETE CASCADE,
+    assigned_at REAL NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS template_tag_assignments_by_tag ON template_tag_assignments (template_id, tag);
 """
+_TEMPLATE = "template_id, owner, name, created_at, updated_at, public"
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class TemplateRow:
     name: str
     created_at: float
     updated_at: float
+    public: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,18 @@ class TagRow:
     created_at: float
 
 
+@dataclass(frozen=True)
+class AssignmentRow:
+    """When a tag was given to a build that can be used; times in seconds since the epoch."""
+
+    assignment_id: str
+    tag: str
+    build_id: str
+    assigned_at: float
+    build_created_at: float
+    build_finished_at: float | None
+
+
 _BUILD = "build_id, template_id, status, request, created_at, finished_at, reason, result"
 
 
@@ -77,6 +99,20 @@ class TemplateStore:
         self._database.execute("PRAGMA foreign_keys = ON")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.executescript(_SCHEMA)
+        self._migrate()
+
+    def _migrate(self) -> None:
+        """Bring the tables of an earlier version up to date."""
+        columns = {row[1] for row in self._database.execute("PRAGMA table_info(templates)")}
+        if "public" not in columns:
+            self._database.execute("ALTER TABLE templates ADD COLUMN public INTEGER NOT NULL DEFAULT 0")
+        unknown = self._database.execute(
+            "SELECT template_id, tag, build_id, created_at FROM template_tags AS t WHERE NOT EXISTS "
+            "(SELECT 1 FROM template_tag_assignments AS a WHERE a.template_id = t.template_id "
+            "AND a.tag = t.tag) AND build_id IN (SELECT build_id FROM template_builds)"
+        ).fetchall()
+        for row in unknown:
+            self._note_assignment(*row)
 
     def close(self) -> None:
         """Close the file."""
@@ -88,30 +124,39 @@ class TemplateStore:
         """Keep a new template."""
         row = TemplateRow(template_id, owner, name, now := time.time(), now)
         self._database.execute(
-            "INSERT INTO templates VALUES (?, ?, ?, ?, ?)", (template_id, owner, name, now, now)
+            "INSERT INTO templates (template_id, owner, name, created_at, updated_at) VALUES (?, ?, ?, ?, ?)",
+            (template_id, owner, name, now, now),
         )
         return row
 
     def templates(self, owner: str) -> list[TemplateRow]:
         """The owner's templates, oldest first."""
-        rows = self._database.execute("SELECT * FROM templates WHERE owner = ? ORDER BY created_at", (owner,))
-        return [TemplateRow(*row) for row in rows]
+        return self._templates("WHERE owner = ? ORDER BY created_at", owner)
 
     def template(self, owner: str, name_or_id: str) -> TemplateRow | None:
         """The owner's template with this name or id."""
-        row = self._database.execute(
-            "SELECT * FROM templates WHERE owner = ? AND (name = ? OR template_id = ?) "
-            "ORDER BY name = ? DESC",
-            (owner, name_or_id, name_or_id, name_or_id),
-        ).fetchone()
-        return None if row is None else TemplateRow(*row)
+        found = self._templates(
+            "WHERE owner = ? AND (name = ? OR template_id = ?) ORDER BY name = ? DESC",
+            *(owner, name_or_id, name_or_id, name_or_id),
+        )
+        return next(iter(found), None)
 
     def by_id(self, template_id: str) -> TemplateRow | None:
         """The template with this id, whosever it is."""
-        row = self._database.execute(
-            "SELECT * FROM templates WHERE template_id = ?", (template_id,)
-        ).fetchone()
-        return None if row is None else TemplateRow(*row)
+        return next(iter(self._templates("WHERE template_id = ?", template_id)), None)
+
+    def set_public(self, template_id: str, public: bool) -> None:
+        """Let every owner use a template, by its id, or its own one only."""
+        self._database.execute(
+            "UPDATE templates SET public = ? WHERE template_id = ?", (int(public), template_id)
+        )
+
+    def _templates(self, condition: str, *values: object) -> list[TemplateRow]:
+        rows = self._database.execute(f"SELECT {_TEMPLATE} FROM templates {condition}", values)  # noqa: S608
+        return [
+            TemplateRow(template_id, owner, name, created_at, updated_at, bool(public))
+            for template_id, owner, name, created_at, updated_at, public in rows
+        ]
 
     def touch(self, template_id: str) -> None:
         """Note that a template has changed."""
@@ -187,10 +232,27 @@ class TemplateStore:
 
     def set_tag(self, template_id: str, tag: str, build_id: str) -> None:
         """Let `tag` name a build, whatever it named before."""
+        now = time.time()
         self._database.execute(
-            "INSERT OR REPLACE INTO template_tags VALUES (?, ?, ?, ?)",
-            (template_id, tag, build_id, time.time()),
+            "INSERT OR REPLACE INTO template_tags VALUES (?, ?, ?, ?)", (template_id, tag, build_id, now)
         )
+        self._note_assignment(template_id, tag, build_id, now)
+
+    def _note_assignment(self, template_id: str, tag: str, build_id: str, moment: float) -> None:
+        self._database.execute(
+            "INSERT INTO template_tag_assignments VALUES (?, ?, ?, ?, ?)",
+            (str(uuid.uuid4()), template_id, tag, build_id, moment),
+        )
+
+    def assignments(self, template_id: str) -> list[AssignmentRow]:
+        """When tags that there are were given to builds that there are, newest first."""
+        rows = self._database.execute(
+            "SELECT a.assignment_id, a.tag, a.build_id, a.assigned_at, b.created_at, b.finished_at "
+            "FROM template_tag_assignments AS a JOIN template_builds AS b USING (build_id) "
+            "WHERE a.template_id = ? AND b.status = 'ready' ORDER BY a.assigned_at DESC, a.rowid DESC",
+            (template_id,),
+        )
+        return [AssignmentRow(*row) for row in rows]
 
     def tags(self, template_id: str) -> list[TagRow]:
         """A template's tags, oldest first."""
@@ -205,6 +267,9 @@ class TemplateStore:
         """Forget a tag; whether there was one."""
         cursor = self._database.execute(
             "DELETE FROM template_tags WHERE template_id = ? AND tag = ?", (template_id, tag)
+        )
+        self._database.execute(
+            "DELETE FROM template_tag_assignments WHERE template_id = ? AND tag = ?", (template_id, tag)
         )
         return cursor.rowcount > 0
 
