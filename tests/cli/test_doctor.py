@@ -23,6 +23,7 @@ def test_a_working_backend(tmp_path: Path, server: Any) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "backend: remote" in ended.stdout
     assert "It works." in ended.stdout
+    assert "network: internet by default, internet at most; the MCP server asks for packages" in ended.stdout
     for layer in server.isolation["layers"]:
         assert layer["name"] in ended.stdout
     report = json.loads(doctor(tmp_path, "--json", **settings).stdout)

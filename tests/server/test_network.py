@@ -560,3 +560,73 @@ def test_name_servers_that_may_be_reached(make: Make, networked: RunningServer) 
         assert get_by_address(sandbox, f"http://{PUBLIC}:8080/").startswith(REFUSED)
     with pytest.raises(SandboxException, match="dnsServers"):
         Sandbox.create("base", network={"dns_servers": ["no-address"]}, **networked.options)
+
+
+# Accounts and explanations
+
+
+def usage(networked: RunningServer, path: str, key: str = "") -> dict[str, int]:
+    answer = httpx.get(f"{networked.url}{path}", headers={"X-API-KEY": key or networked.key})
+    assert answer.status_code == 200, answer.text
+    account: dict[str, int] = answer.json()
+    return account
+
+
+def test_what_was_used_is_counted(make: Make, networked: RunningServer) -> None:
+    before = usage(networked, "/usage/network")
+    sandbox = make(["public.test"], DENY_ALL)
+    get(sandbox, "http://public.test/")
+    get(sandbox, "http://other.test/")
+    path = f"/sandboxes/{sandbox.sandbox_id}/network"
+    used = usage(networked, path)
+    assert (used["connections"], used["openConnections"]) == (1, 0)
+    assert used["refused"] >= 1  # resolvers ask for both kinds of address
+    assert used["bytesSent"] > 50
+    assert used["bytesReceived"] > 50
+    sandbox.pause(mode="filesystem")
+    sandbox.connect()
+    get(sandbox, "http://public.test/")
+    assert usage(networked, path)["connections"] == 2
+    foreign = httpx.get(networked.url + path, headers={"X-API-KEY": networked.stranger})
+    assert foreign.status_code == 404
+    sandbox.kill()
+    deadline = time.monotonic() + 10
+    while usage(networked, "/usage/network")["connections"] < before["connections"] + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert usage(networked, "/usage/network")["refused"] == before["refused"] + used["refused"]
+    assert usage(networked, "/usage/network", networked.stranger)["connections"] == 0
+    text = httpx.get(f"{networked.url}/metrics", headers={"X-API-KEY": networked.key}).text
+    assert f"\nringfence_network_connections_total {before['connections'] + 2}\n" in text
+    assert httpx.get(f"{networked.url}/metrics").status_code == 401
+
+
+def test_the_command_line_shows_what_was_refused(make: Make, networked: RunningServer) -> None:
+    sandbox = make(["public.test"], DENY_ALL)
+    get(sandbox, "http://other.test/")
+    tls(sandbox, "evil.test")
+    logged(networked, sandbox, "(SNI)")
+
+    def logs(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ringfence", "logs", sandbox.sandbox_id, *arguments],
+            env={**os.environ, "RINGFENCE_URL": networked.url, "RINGFENCE_API_KEY": networked.key},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    following = logs("--follow")
+    shown, _ = logs("--level", "warning").communicate(timeout=120)
+    assert len(shown.splitlines()) == 2
+    assert "other.test was refused by the sandbox's network policy: allow it with other.test" in shown
+    assert "allow what is meant in allowOut" in shown
+    assert following.stdout is not None
+    assert "sandbox started" in following.stdout.readline()
+    sandbox.kill()
+    assert "(SNI)" in following.stdout.read()
+    following.stdout.close()
+    assert following.stderr is not None
+    following.stderr.close()
+    assert following.wait(60) == 0
+    unknown = logs()
+    assert "does not exist" in unknown.communicate(timeout=120)[1]
+    assert unknown.returncode == 1

@@ -15,6 +15,7 @@ _COMMANDS = {
     "agent": ("ringfence.cli.agent", "Let an agent work on a task, and write a report."),
     "serve": ("ringfence.cli.serve", "Run a server that speaks E2B's protocol."),
     "ps": ("ringfence.cli.ps", "List the sandboxes of a server."),
+    "logs": ("ringfence.cli.logs", "Print the log of a sandbox, with what it was refused."),
     "kill": ("ringfence.cli.kill", "End sandboxes of a server."),
     "doctor": ("ringfence.cli.doctor", "Say which backend is used, whether it works, and how it isolates."),
     "template": ("ringfence.cli.template", "List and build templates."),

@@ -64,6 +64,7 @@ async def _examine(which: Literal["essential", "all"]) -> dict[str, Any]:
         "backend": None,
         "works": False,
         "error": None,
+        "network": None,
         "isolation": None,
         "proof": None,
         "times_s": {},
@@ -78,6 +79,7 @@ async def _examine(which: Literal["essential", "all"]) -> dict[str, Any]:
             report["where"] = backend.describe()
             report["template"] = backend.template or "default"
             report["isolation"] = backend.isolation
+            report["network"] = await _network(backend, settings.mcp_network)
             found = await try_backend(backend)
         times = report["times_s"] | found.pop("times_s")
         report |= {**found, "times_s": times}
@@ -108,6 +110,21 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
+async def _network(backend: Any, mcp: str) -> dict[str, Any] | None:
+    """What sandboxes may reach by default and at most, where the backend says so."""
+    import httpx
+
+    if backend.api_url is None:
+        return None
+    try:
+        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+            health = (await client.get(f"{backend.api_url}/health")).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    found = health.get("network")
+    return {**found, "mcp": mcp} if isinstance(found, dict) else None
+
+
 async def _attack(which: Literal["essential", "all"]) -> dict[str, Any]:
     """Attack a sandbox of an engine of our own, whose environment holds a word to look for."""
     import os
@@ -135,6 +152,12 @@ def _as_text(report: dict[str, Any]) -> list[str]:
     if "sandbox_python" in report:
         lines.append(f"template: {report['template']}, Python {report['sandbox_python']}")
     lines += [f"{name}: {seconds:.3f} s" for name, seconds in report["times_s"].items()]
+    if report["network"] is not None:
+        rules = report["network"]
+        lines.append(
+            f"network: {rules['default']} by default, {rules['ceiling']} at most; "
+            f"the MCP server asks for {rules['mcp']}"
+        )
     if report["isolation"] is not None:
         lines += ["", f"isolation: {report['isolation'].get('level', 'unknown')}"]
         lines += _layers(report["isolation"].get("layers", []))

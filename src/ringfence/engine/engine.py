@@ -20,7 +20,7 @@ from ringfence.engine.built import BuiltTemplates, description_of
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink, sweep
 from ringfence.engine.model import Exit, Limits, NetworkRules, Sandbox, SandboxSpec, Stats, Template
-from ringfence.engine.network import Network, NetworkListener
+from ringfence.engine.network import AccountListener, Network, NetworkListener
 from ringfence.engine.runtime_dir import make_runtime_dir, remove_runtime_dir
 from ringfence.engine.settings import EngineSettings
 from ringfence.engine.templates.build import ensure_template
@@ -263,6 +263,15 @@ class Engine:
     def add_network_listener(self, listener: NetworkListener) -> None:
         """Call `listener` for everything that a sandbox is refused or cannot reach."""
         self._network.listeners.append(listener)
+
+    @property
+    def network_settings(self) -> dict[str, str | int]:
+        """What sandboxes may reach by default and at most, as the operator set it."""
+        return self._network.described()
+
+    def add_account_listener(self, listener: AccountListener) -> None:
+        """Call `listener` with what each sandbox has used of the network, when it has ended."""
+        self._network.account_listeners.append(listener)
 
     async def freeze(self, sandbox_id: str) -> None:
         """Let every process of a sandbox stand still; its memory stays.

@@ -22,6 +22,10 @@ NetworkListener = Callable[[str, str, str], None]
 """Takes a sandbox's id, a level (``warning``: something was refused) and a sentence."""
 
 
+AccountListener = Callable[[str, dict[str, int]], None]
+"""Takes the id of a sandbox that has ended, and what it has used."""
+
+
 class Network:
     """Opens and closes ways out, and starts the egress process again should it die."""
 
@@ -38,6 +42,15 @@ class Network:
         self._starting = asyncio.Lock()
         self._policies: dict[str, dict[str, Any]] = {}
         self.listeners: list[NetworkListener] = []
+        self.account_listeners: list[AccountListener] = []
+
+    def described(self) -> dict[str, str | int]:
+        """The operator's settings, for people."""
+        return {
+            "default": self._settings.default,
+            "ceiling": self._settings.ceiling,
+            "package_cache_mb": self._settings.package_cache_mb,
+        }
 
     def env_for(self, sandbox_id: str) -> dict[str, str]:
         """Variables that tell programs inside which package indexes to use."""
@@ -98,8 +111,12 @@ class Network:
         """Close the way out of a sandbox that has ended."""
         self._policies.pop(sandbox_id, None)
         self._edges.pop(sandbox_id, None)
-        if self._link is not None:
-            self._link.detach(sandbox_id)
+        if self._link is None or not self._link.detach(sandbox_id):
+            self._tell_account(sandbox_id, {})
+
+    def _tell_account(self, sandbox_id: str, account: dict[str, int]) -> None:
+        for listener in self.account_listeners:
+            listener(sandbox_id, account)
 
     async def aclose(self) -> None:
         """End the egress process."""
@@ -133,6 +150,9 @@ class Network:
             return self._link
 
     def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "account":
+            self._tell_account(event["id"], event["account"])
+            return
         if event["event"] != "network":
             task = asyncio.get_running_loop().create_task(self._on_blob(event))
             self._tasks.add(task)

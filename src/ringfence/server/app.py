@@ -33,6 +33,7 @@ from ringfence.server.signatures import match_signature
 from ringfence.server.template_routes import TemplateRoutes
 from ringfence.server.templates.service import TemplateService
 from ringfence.server.templates.uploads import PATH as UPLOADS
+from ringfence.server.usage import NetworkUsage
 from ringfence.server.volumes.content import PATH as VOLUME_CONTENT
 from ringfence.server.volumes.content import VolumeContent
 from ringfence.server.volumes.routes import VolumeRoutes
@@ -79,6 +80,7 @@ class App:
         self._router = Router(
             [
                 *ObserveRoutes(registry).routes(),
+                *NetworkUsage(engine, registry).routes(),
                 *SandboxRoutes(registry, pausing, domain).routes(),
                 *template_routes.routes(),
                 *VolumeRoutes(volumes, volume_domain).routes(),
@@ -156,6 +158,7 @@ class App:
                 "backend": "local",
                 "templates": sorted(self._engine.templates),
                 "isolation": self._engine.isolation.as_dict(),
+                "network": self._engine.network_settings,
                 "sandboxes": len(self._registry),
             }
         )

@@ -118,7 +118,10 @@ def _filled(transform: Transform, values: dict[str, str | None]) -> Transform:
     try:
         headers = tuple((name, filled(value, values)) for name, value in transform.headers)
     except KeyError as error:
-        problem = f"the secret {error.args[0]!r}, which a rule for {transform.host} names, does not exist"
+        problem = (
+            f"the secret {error.args[0]!r}, which a rule for {transform.host} names, does not exist; "
+            "create it, or change the rule"
+        )
         return dataclasses.replace(transform, headers=(), problem=problem)
     return dataclasses.replace(transform, headers=headers)
 

@@ -45,6 +45,7 @@ class Registry:
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._removal_listeners: list[Callable[[str], None]] = []
+        self._start_listeners: list[Callable[[str, str], None]] = []
         # Which template an owner means by a name; the catalog of templates replaces it when there is one.
         self.resolve_template: Callable[[str, str], Template | None] = lambda _, name: find_template(
             engine, name
@@ -79,6 +80,10 @@ class Registry:
             shown = f'"{sandbox_id}" ' if is_sandbox_id(sandbox_id) else ""
             raise ApiError(404, f"sandbox {shown}does not exist or you have no access to it")
         return record
+
+    def on_start(self, listener: Callable[[str, str], None]) -> None:
+        """Call `listener` with the id and the owner of every new sandbox."""
+        self._start_listeners.append(listener)
 
     def on_removal(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the id of every sandbox that is no longer live, before it is torn down."""
@@ -163,6 +168,8 @@ class Registry:
         if self._engine.get(record.sandbox_id) is None:
             raise ApiError(500, "the sandbox ended while it was starting")
         self._records[record.sandbox_id] = record
+        for started in self._start_listeners:
+            started(record.sandbox_id, owner)
         if self._network.generation != generation:
             await self._network.refresh(record)
         self._log(record, "info", f"sandbox started from template {template.name}")

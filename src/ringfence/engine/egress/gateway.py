@@ -22,7 +22,7 @@ from ringfence.engine.egress.opened import OpenedConnection
 from ringfence.engine.egress.policy import PACKAGES, Policy
 from ringfence.engine.egress.relay import Relay, close
 from ringfence.engine.egress.reports import Budget, Report, Reports
-from ringfence.engine.egress.ruled import serve_ruled
+from ringfence.engine.egress.ruled import forged, serve_ruled
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.egress.transforms import Edge, edge_for
 from ringfence.engine.zygote import channel
@@ -327,7 +327,7 @@ class Gateway:
             self.usage.bytes_sent += connection.relay.sent
             self.usage.bytes_received += connection.relay.received
         if isinstance(error, ForgedNameError):
-            self._refused(f"{connection.destination} was refused in the middle: {error}")
+            self._refused(forged(connection.destination, error))
 
     # Telling
 

@@ -85,11 +85,13 @@ class EgressLink:
         descriptors = () if descriptor is None else (descriptor,)
         await self._call("blob", *descriptors, number=number, found=found)
 
-    def detach(self, sandbox_id: str) -> None:
-        """Close a sandbox's way out, with every connection, soon."""
+    def detach(self, sandbox_id: str) -> bool:
+        """Close a sandbox's way out, with every connection, soon; whether its account is still to come."""
         if self.alive:
             with contextlib.suppress(channel.ChannelClosedError, OSError):
                 channel.send(self._channel, {"request": 0, "op": "detach", "id": sandbox_id})
+                return True
+        return False
 
     async def account(self, sandbox_id: str) -> dict[str, int]:
         """What a sandbox has used of the network."""

@@ -10,7 +10,8 @@ requests over a SEQPACKET channel, and it ends when that closes:
 - ``account`` (id);
 - ``blob`` (number, found; beside it a descriptor): the answer to an event of that name.
 
-Each request is answered. Events: ``network``, something was refused to a sandbox or reached by it; ``blob``
+Each request is answered. Events: ``network``, something was refused to a sandbox or reached by it;
+``account``, what one that is detached has used; ``blob``
 (number, digest), a file of the package cache is needed; ``blob-end`` (number, whole), it was written.
 """
 
@@ -103,6 +104,7 @@ class Egress:
         sandbox_id = request["id"]
         policy = from_fields(request["policy"], self._packages)
         end = socket.socket(fileno=fds.pop())
+        before = self._gateways.pop(sandbox_id, None)  # of a life before a pause
         self._gateways[sandbox_id] = Gateway(
             end,
             policy,
@@ -115,6 +117,9 @@ class Egress:
                 {"event": "network", "id": sandbox_id, "level": level, "message": text}
             ),
         )
+        if before is not None:
+            before.close()
+            self._gateways[sandbox_id].usage = before.usage
         self._gateways[sandbox_id].set_policy(policy, _edges(request))
         return {}
 
@@ -130,7 +135,8 @@ class Egress:
         if gateway is None:
             return {}
         gateway.close()
-        return {"account": gateway.account()}
+        self._tell({"event": "account", "id": request["id"], "account": gateway.account()})
+        return {}
 
     def _op_account(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         gateway = self._gateways.get(request["id"])

@@ -108,7 +108,10 @@ class OpenedConnection:
         try:
             return await connect(outside, self._trusted if secure else None, self._name)
         except OSError as error:
-            sentence = f"the connection to {self._destination} could not be secured: {_why(error)}"
+            sentence = (
+                f"the connection to {self._destination} could not be secured: {_why(error)}; authorities "
+                "beside the machine's are the operator's to name, with RINGFENCE_NETWORK_ROOTS"
+            )
             self._refused(sentence)
             raise RequestRefusedError(502, sentence, blamed=False) from None
 
@@ -160,7 +163,11 @@ class OpenedConnection:
             raise RequestRefusedError(400, "its HTTP request names no host")
         for authority in hosts:
             if host_in(authority).strip("[]") != self._name:
-                raise RequestRefusedError(421, f"its HTTP request is for {authority[:253]!r} (Host)")
+                raise RequestRefusedError(
+                    421,
+                    f"its HTTP request is for {authority[:253]!r} (Host); a rule is for its host alone, "
+                    "so open another connection for that",
+                )
         return target
 
     async def _download(self, client: Peer, server: Peer, uploading: "asyncio.Future[None]") -> bool:

@@ -20,6 +20,7 @@ PACKAGES = "@packages"
 PRESETS = ("none", "packages", "internet")
 _WEB = frozenset((80, 443))
 _MAX_RULES = 512
+_OPERATORS_PLACE = "RINGFENCE_NETWORK_CEILING, which is the operator's to change"
 _ALL = frozenset((EVERYTHING, "::/0"))
 
 Packages = Iterable[tuple[str, int]]
@@ -73,12 +74,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Policy:
-    """One set of rules. `label` is what refusals call it."""
+    """One set of rules. `label` is what refusals call it, `place` where what it lacks would have to be."""
 
     names: tuple[NameRule, ...] = ()
     blocks: tuple[BlockRule, ...] = ()
     denied: tuple[BlockRule, ...] = ()
     label: str = "the sandbox's network policy"
+    place: str = "allowOut"
 
     @property
     def denies_all(self) -> bool:
@@ -105,10 +107,12 @@ class Policy:
                 return Verdict(True, by_name=rule.name != "*")
         if meant:
             return Verdict(
-                False, reason=f"a rule for a name is for ports 80 and 443; allow {host}:{port} for this one"
+                False,
+                reason="a rule for a name is for ports 80 and 443; "
+                f"allow {host}:{port} in {self.place} for this one",
             )
         return Verdict(
-            False, reason=f"allow it with {host if port in _WEB else f'{host}:{port}'} in allowOut"
+            False, reason=f"allow it with {host if port in _WEB else f'{host}:{port}'} in {self.place}"
         )
 
     def judge_address(self, address: IPAddress, port: int) -> Verdict:
@@ -117,7 +121,8 @@ class Policy:
             return Verdict(True)
         for rule in self.denied:
             if rule.covers(address, port):
-                return Verdict(False, reason=f"denyOut has {rule.text}; allow it with {address} in allowOut")
+                reason = f"denyOut has {rule.text}; allow it with {address} in {self.place}"
+                return Verdict(False, reason=reason)
         return Verdict(True)
 
 
@@ -144,7 +149,8 @@ def parse_policy(
         (names if isinstance(rule, NameRule) else blocks).append(rule)  # type: ignore[arg-type]
     if any(text in _ALL for text in allow):
         denied = ()
-    policy = Policy(tuple(names), tuple(blocks), denied, label or Policy.label)
+    place = _OPERATORS_PLACE if label else Policy.place
+    policy = Policy(tuple(names), tuple(blocks), denied, label or Policy.label, place)
     if names and not policy.denies_all and not any(text in _ALL for text in allow):
         raise PolicyError(
             f"when allowOut has names, denyOut must have '{EVERYTHING}': everything else is allowed otherwise"

@@ -45,7 +45,7 @@ async def _pass_through(
 
     def ended(error: Exception | None) -> None:
         if isinstance(error, ForgedNameError):
-            refused(f"{destination} was refused in the middle: {error}")
+            refused(forged(destination, error))
         over.set()
 
     relay = Relay(near, outside, inspector, ended)
@@ -54,3 +54,11 @@ async def _pass_through(
         await over.wait()
     finally:
         relay.abort()
+
+
+def forged(destination: Destination, error: ForgedNameError) -> str:
+    """The sentence about a connection that is for another name than it was allowed for."""
+    return (
+        f"{destination} was refused in the middle: {error}; a rule for a name is for that name alone, "
+        "so allow what is meant in allowOut"
+    )
