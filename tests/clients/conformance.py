@@ -148,7 +148,7 @@ def inspector(node: Path, directory: Path, url: str) -> Iterator[Outcome]:
     arguments = json.dumps({"code": "6 * 7"})
     for transport, target in targets.items():
         for era in ("legacy", "modern"):
-            options = ["--protocol-era", era, "--format", "json", "-q"]
+            options = ["--protocol-era", era, "--format", "json", "-q", "--connect-timeout", "120000"]
             listing = [*base, *target, *options, "--method", "tools/list"]
             status, output = run(listing, directory)
             yield Outcome("inspector", f"{transport} {era} tools/list", _has(status, output, "execute_code"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_types import Tool
 
-from ringfence.agents.audit import AuditEvent, AuditSink, deliver, digest, log_event
+from ringfence.agents.audit import AuditEvent, AuditSink, current_trace, deliver, digest, log_event
 from ringfence.agents.mapping import AgentSpec, Grant, SessionRule, ToolMapping, load_mapping
 from ringfence.agents.models import INSTALL, ModelChoice, build_model, choose_model
 from ringfence.agents.result import ToolResult
@@ -126,7 +126,8 @@ class Agent:
                 server, tool, given, "denied" if denied else "exception", started, type(error).__name__
             )
             raise
-        self._record(server, tool, given, "error" if result.is_error else "ok", started, "")
+        outcome = "error" if result.is_error else "ok"
+        self._record(server, tool, given, outcome, started, "", result.structured.get("usage"))
         return result
 
     def _admit(self, server: str, tool: str) -> _ServerUse:
@@ -281,7 +282,14 @@ class Agent:
             raise BackendError(f"{path} could not be put into the session: {result.text}")
 
     def _record(
-        self, server: str, tool: str, arguments: Mapping[str, Any], outcome: Any, started: float, detail: str
+        self,
+        server: str,
+        tool: str,
+        arguments: Mapping[str, Any],
+        outcome: Any,
+        started: float,
+        detail: str,
+        usage: object = None,
     ) -> None:
         event = AuditEvent(
             agent=self.name,
@@ -292,6 +300,8 @@ class Agent:
             outcome=outcome,
             duration_s=round(time.monotonic() - started, 6),
             detail=detail,
+            usage=usage if isinstance(usage, Mapping) else {},
+            trace_id=current_trace(),
         )
         deliver(self._audit, event)
 

@@ -13,7 +13,11 @@ _log = logging.getLogger("ringfence.audit")
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """One call. `timestamp` in seconds since the epoch; `arguments_sha256` over canonical JSON."""
+    """One call. `timestamp` in seconds since the epoch; `arguments_sha256` over canonical JSON.
+
+    usage: what the server says the call used (`python_executor`: backend, wall_s, output_chars, and of the
+    session so far). trace_id: of the OpenTelemetry trace it is part of; empty without one.
+    """
 
     agent: str
     agent_id: str
@@ -23,6 +27,8 @@ class AuditEvent:
     outcome: Literal["ok", "error", "denied", "exception"]
     duration_s: float
     detail: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    trace_id: str = ""
     timestamp: float = field(default_factory=time.time)
 
 
@@ -38,6 +44,14 @@ def digest(arguments: Mapping[str, Any]) -> str:
     """SHA-256 of the arguments, in hex."""
     canonical = json.dumps(arguments, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def current_trace() -> str:
+    """The id of the OpenTelemetry trace that is going on, in hex; empty when there is none."""
+    from opentelemetry import trace
+
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def deliver(sink: AuditSink, event: AuditEvent) -> None:

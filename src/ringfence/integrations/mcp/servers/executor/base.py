@@ -56,11 +56,29 @@ class Tools:
     def _plain(self, text: str, record: dict[str, Any]) -> CallToolResult:
         return as_result(text, record, structured=self._settings.mcp_structured)
 
-    def _written(self, session: Session, text: str, record: dict[str, Any]) -> CallToolResult:
+    def _written(
+        self, session: Session, text: str, record: dict[str, Any], usage: dict[str, Any] | None = None
+    ) -> CallToolResult:
         """A result of an operation that may have made its session: its handle is in the text then."""
-        record = record | {"session_id": session.handle}
-        return self._plain(f"{text}\n\n[session {session.handle}{self._news(session)}]", record)
+        backend = session.backend.describe()
+        record = record | {"session_id": session.handle, "backend": backend}
+        return as_result(
+            f"{text}\n\n[session {session.handle}{self._news(session)} · {backend}]",
+            record,
+            structured=self._settings.mcp_structured,
+            usage=usage or {"backend": session.backend.name, "session": session.usage.totals()},
+        )
 
     def _news(self, session: Session) -> str:
         news, session.news = session.news, ""
         return f": {news}" if news else ""
+
+
+def usage_of(session: Session, wall_s: float, output_chars: int) -> dict[str, Any]:
+    """What one call used, and its session so far."""
+    return {
+        "backend": session.backend.name,
+        "wall_s": round(wall_s, 3),
+        "output_chars": output_chars,
+        "session": session.usage.totals(),
+    }

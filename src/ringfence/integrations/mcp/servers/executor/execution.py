@@ -7,7 +7,7 @@ import time
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult
 
-from ringfence.integrations.mcp.servers.executor.base import Beat, Tools
+from ringfence.integrations.mcp.servers.executor.base import Beat, Tools, usage_of
 from ringfence.integrations.mcp.servers.executor.cells import KERNEL_ENDED, Cell
 from ringfence.integrations.mcp.servers.executor.commands import run_command
 from ringfence.integrations.mcp.servers.executor.jobs import Job, run_job
@@ -78,6 +78,7 @@ class ExecutionTools(Tools):
                 raise
         finally:
             _write_down(session, job)
+            session.usage.ran(cell.duration, cell.stdout.total + cell.stderr.total)
         if cell.state == "reset":
             session.restarted = True
         if cell.status == "lost":
@@ -100,6 +101,7 @@ class ExecutionTools(Tools):
             record,
             structured=self._settings.mcp_structured,
             images=image_blocks(job.pictures),
+            usage=usage_of(session, cell.duration, cell.stdout.total + cell.stderr.total),
         )
 
     async def get_execution(self, execution_id: str, wait_s: float, beat: Beat) -> CallToolResult:
@@ -145,7 +147,9 @@ class ExecutionTools(Tools):
             text, record = await run_command(session.sandbox, command, limit, cwd, session.watch, beat)
         status = {0: "ok", None: "timeout"}.get(record.get("exit_code"), "error")
         session.journal.add_command(command, cwd, status, limit)
-        return self._written(session, text, record)
+        output = sum(record.get(f"{n}_total_chars", len(record.get(n, ""))) for n in ("stdout", "stderr"))
+        session.usage.ran(record["duration_s"], output)
+        return self._written(session, text, record, usage_of(session, record["duration_s"], output))
 
     async def install_packages(
         self, packages: list[str], session_id: str | None, beat: Beat

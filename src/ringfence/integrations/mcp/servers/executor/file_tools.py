@@ -125,6 +125,7 @@ class FileTools(Tools):
             written = await session.sandbox.files.write(path, data)
             await session.watch.look(session.sandbox)
         session.journal.add_file(written.path, kept, size)
+        session.usage.uploaded += size
         record = {"path": written.path, "bytes": size}
         return self._written(session, f"{written.path} written ({size_text(size)}).", record)
 
@@ -141,6 +142,7 @@ class FileTools(Tools):
             if target is None:
                 return await self._content(session, info.path, info.size, record)
             size = await self._save(session, info.path, target, overwrite)
+            session.usage.downloaded += size
         name = PurePosixPath(info.path).name
         return self._plain(
             f"{name} saved as {target} ({size_text(size)}).",
@@ -159,6 +161,7 @@ class FileTools(Tools):
                 )
                 return self._plain(text, record)
         content = await files.as_content(session.sandbox, path, size)
+        session.usage.downloaded += size
         text = f"{path} ({size_text(size)})"
         return as_result(text, record, structured=self._settings.mcp_structured, extra=content)
 

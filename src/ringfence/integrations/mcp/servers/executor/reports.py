@@ -240,9 +240,10 @@ def as_result(
     structured: Literal["auto", "always", "never"],
     images: list[ImageContent] | None = None,
     extra: list[ContentBlock] | None = None,
+    usage: Mapping[str, Any] | None = None,
 ) -> CallToolResult:
     """A tool's result: `text` first, then `images` and `extra`; `record` as structured content by the
-    setting.
+    setting. `usage` is for programs only.
     """
     content: list[ContentBlock] = [TextContent(text=text), *(images or ()), *(extra or ())]
     send = structured == "always" or (structured == "auto" and not images and not extra)
@@ -250,7 +251,7 @@ def as_result(
         content=content,
         structured_content=record if send else None,
         is_error=False,
-        _meta={META_KEY: record},
+        _meta={META_KEY: record if usage is None else {**record, "usage": usage}},
     )
 
 

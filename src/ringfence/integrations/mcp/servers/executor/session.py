@@ -11,6 +11,7 @@ from ringfence.integrations.backend import Backend
 from ringfence.integrations.mcp.servers.executor.filewatch import FileWatch
 from ringfence.integrations.mcp.servers.executor.jobs import Job
 from ringfence.integrations.mcp.servers.executor.journal import Journal
+from ringfence.integrations.mcp.servers.executor.usage import Usage
 
 _JOBS_KEPT = 20
 
@@ -24,7 +25,7 @@ class Session:
     restarted: Python was restarted and the model may not have noticed; used for hints until names work again.
     news: a sentence for the next result (why this session is a new one).
     expires: monotonic time at which the sandbox's lease ends, as far as is known here.
-    journal: what was done in it.
+    journal: what was done in it. usage: what it has used.
     backend: where its sandbox is. placed: why there, when a policy had the choice.
     """
 
@@ -42,6 +43,7 @@ class Session:
     last_count: int = 0
     restarted: bool = False
     news: str = ""
+    usage: Usage = field(default_factory=Usage)
     placed: str = ""
     jobs: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)
 

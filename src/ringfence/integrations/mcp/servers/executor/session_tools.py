@@ -97,12 +97,21 @@ class SessionTools(Tools):
 
     async def close_session(self, session_id: str | None) -> CallToolResult:
         """End a session and everything in it."""
-        closed = await self.sessions.close(session_id)
+        usage: dict[str, Any] = {}
+        closed = await self.sessions.close(session_id, usage)
         if not closed and session_id is not None:
             raise ToolError("There is no such session.")
-        text = (
-            "The session is closed; its variables and files are gone."
-            if closed
-            else "There was no session to close."
-        )
-        return self._plain(text, {"closed": closed})
+        if not closed:
+            return self._plain("There was no session to close.", {"closed": False})
+        text = "The session is closed; its variables and files are gone."
+        if usage:
+            text += f" {_usage_text(usage)}"
+        return self._plain(text, {"closed": True, **({"usage": usage} if usage else {})})
+
+
+def _usage_text(usage: dict[str, Any]) -> str:
+    cpu = f", {usage['cpu_s']:.1f} s of processor time" if usage.get("cpu_s") is not None else ""
+    return (
+        f"It ran {usage['executions']} executions for {usage['wall_s']:.1f} s in {usage['sandbox_s']:.0f} s"
+        f"{cpu}, on {usage['backend']}."
+    )

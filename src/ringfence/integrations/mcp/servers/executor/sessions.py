@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import httpx
 from e2b import (
@@ -26,6 +27,7 @@ from ringfence.integrations.mcp.servers.executor.jobs import Job
 from ringfence.integrations.mcp.servers.executor.journal import Journal, JournalStore, OnLoss
 from ringfence.integrations.mcp.servers.executor.replay import replay
 from ringfence.integrations.mcp.servers.executor.session import Loss, Session
+from ringfence.integrations.mcp.servers.executor.usage import cpu_seconds
 from ringfence.integrations.network import network_options
 
 _log = logging.getLogger(__name__)
@@ -340,8 +342,10 @@ class Sessions:
             raise ToolError(self._unknown(handle))
         return handle, loss.journal
 
-    async def close(self, handle: str | None) -> bool:
-        """End a session (the default one for None) and its sandbox; False when there is none."""
+    async def close(self, handle: str | None, usage: dict[str, Any] | None = None) -> bool:
+        """End a session (the default one for None) and its sandbox; False when there is none. What it has
+        used goes into `usage`.
+        """
         if handle is None:
             if not self._has_default:
                 raise ToolError("Give session_id: which session is to be closed?")
@@ -355,6 +359,9 @@ class Sessions:
             return False
         self._forget(handle, journal)
         if session is not None:
+            if usage is not None:
+                cpu_s = await cpu_seconds(session.sandbox)
+                usage |= {"backend": session.backend.name, **session.usage.totals(), "cpu_s": cpu_s}
             await self._kill(session)
         return True
 
