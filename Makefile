@@ -4,6 +4,7 @@
 # make check   lint, formatting, types
 # make bench   measure the time to a first result
 # make conformance  run other people's MCP clients and the protocol's suite (wants npm)
+# make matrix  install a hundred packages in sandboxes and use them (takes long; writes docs/reference/PACKAGES.md)
 # make lock    pin the packages of the built-in templates anew
 # make clean   remove what the other targets made here
 #
@@ -20,7 +21,7 @@ REQUIREMENTS := src/ringfence/engine/templates/requirements
 # uv reads none of pip's settings; this passes on where the user's pip gets its packages.
 UV := $(BIN)/python src/ringfence/engine/templates/indexes.py $(BIN)/uv
 
-.PHONY: run test examples check bench conformance lock clean
+.PHONY: run test examples check bench conformance matrix lock clean
 
 run: $(READY)
 	@$(BIN)/python examples/analyse_penguins.py
@@ -42,6 +43,9 @@ bench: $(READY)
 conformance: $(READY)
 	@$(UV) pip install --quiet --python $(BIN)/python --group clients
 	@$(BIN)/python tests/clients/conformance.py
+
+matrix: $(READY)
+	@$(BIN)/python tests/matrix/run.py
 
 lock: $(READY)
 	@for name in code-interpreter-v1 code-interpreter-mini; do \

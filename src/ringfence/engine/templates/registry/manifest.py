@@ -100,7 +100,9 @@ def parse_config(document: dict[str, Any]) -> Config:
     """An image's configuration; what is not as it should be is left out."""
     inner = document.get("config")
     inner = inner if isinstance(inner, dict) else {}
-    pairs = [entry.partition("=") for entry in inner.get("Env") or () if isinstance(entry, str)]
+    variables = inner.get("Env")
+    variables = variables if isinstance(variables, list) else []
+    pairs = [entry.partition("=") for entry in variables if isinstance(entry, str)]
     user, workdir = inner.get("User"), inner.get("WorkingDir")
     return Config(
         user=user if isinstance(user, str) else "",
