@@ -5,12 +5,46 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from e2b import SandboxException
+from e2b import GitAuthException, SandboxException
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import Face
 
 PATH = "/home/user/repo"
+
+GIT_SERVER = r"""
+import base64, http.server, os, subprocess
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        wanted = "Basic " + base64.b64encode(b"alice:tok3n").decode()
+        if self.headers.get("Authorization") != wanted:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic realm=git")
+            self.end_headers()
+            return
+        path, _, query = self.path.partition("?")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        env = {**os.environ, "GIT_PROJECT_ROOT": "/home/user/served", "GIT_HTTP_EXPORT_ALL": "1",
+               "REQUEST_METHOD": self.command, "PATH_INFO": path, "QUERY_STRING": query,
+               "REMOTE_USER": "alice",
+               "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
+               "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", "")}
+        answer = subprocess.run(["git", "http-backend"], input=body, capture_output=True, env=env).stdout
+        head, _, content = answer.partition(b"\r\n\r\n")
+        self.send_response(200)
+        for line in head.decode().splitlines():
+            self.send_header(*line.split(": ", 1))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", 8090), Handler).serve_forever()
+"""
 
 
 async def repository(sdk: Face, box: Any) -> Any:
@@ -75,3 +109,24 @@ async def test_remotes(sdk: Face, box: Any) -> None:
     assert await sdk(box.files.exists, "/home/user/copy/second")
     with pytest.raises(SandboxException):
         await sdk(git.clone, "/home/user/nothing.git", path="/home/user/none")
+
+
+async def test_remotes_that_want_credentials(sdk: Face, box: Any) -> None:
+    git = await repository(sdk, box)
+    address, alice = "http://127.0.0.1:8090/repo.git", {"username": "alice", "password": "tok3n"}
+    await sdk(git.init, "/home/user/served/repo.git", bare=True, initial_branch="main")
+    await sdk(box.files.write, "server.py", GIT_SERVER)
+    await sdk(box.commands.run, "python3 server.py", background=True)
+    await sdk(box.commands.run, "until curl -s -o /dev/null localhost:8090; do sleep 0.05; done")
+    await sdk(git.remote_add, PATH, "origin", address)
+    with pytest.raises(GitAuthException):
+        await sdk(git.push, PATH, remote="origin", branch="main")
+    await sdk(git.push, PATH, remote="origin", branch="main", **alice)
+    with pytest.raises(GitAuthException):
+        await sdk(git.clone, address, path="/home/user/copy", username="alice", password="wrong")
+    await sdk(git.clone, address, path="/home/user/copy", **alice)
+    assert await sdk(box.files.read, "/home/user/copy/README") == "hello\n"
+    # The credentials are not kept, unless that is asked for.
+    assert await sdk(git.remote_get, "/home/user/copy", "origin") == address
+    await sdk(git.dangerously_authenticate, **alice, host="127.0.0.1:8090", protocol="http")
+    await sdk(git.pull, "/home/user/copy")

@@ -15,6 +15,8 @@ import httpx
 import pytest
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
+from ringfence.server.clients import TRIED
+
 if TYPE_CHECKING:
     from tests.conftest import RunningServer
 
@@ -74,6 +76,14 @@ def test_the_installed_versions_are_named() -> None:
     text = MATRIX.read_text(encoding="utf-8")
     for package in ("e2b", "e2b-code-interpreter"):
         assert version(package) in text, f"{package} {version(package)} is not in the list of versions tried"
+
+
+def test_the_versions_that_the_server_knows_are_those_that_were_tried() -> None:
+    text = MATRIX.read_text(encoding="utf-8")
+    for name, newest in TRIED.items():
+        kind = "PyPI `e2b`" if "python" in name else "npm `e2b`"
+        assert re.search(rf"{kind}.* \| {re.escape('.'.join(map(str, newest)))}[ |]", text)
+    assert ".".join(map(str, TRIED["e2b-python-sdk"])) == version("e2b")
 
 
 @pytest.mark.parametrize("operation", sorted(operations()))

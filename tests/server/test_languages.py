@@ -1,8 +1,6 @@
 """Languages other than Python in real sandboxes, through the official SDK."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,21 +94,14 @@ def test_r(shared: Sandbox) -> None:
     assert shared.run_code("sum(x)", language="R", timeout=20).results[0].text == "[1] 6"
 
 
-@pytest.fixture
-def java_kernel(tmp_path: Path) -> Path:
-    """The wheel of a Jupyter kernel for Java."""
-    if not shutil.which("java"):
-        pytest.skip("there is no Java on this machine")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path)]
-    if subprocess.run([*command, "jjava==1.0a8"], check=False, timeout=120).returncode:
-        pytest.skip("no package index has the Jupyter kernel for Java")
-    return next(tmp_path.glob("*.whl"))
-
-
+@pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java on this machine")
 @pytest.mark.timeout(300)
-def test_java(shared: Sandbox, java_kernel: Path) -> None:
-    shared.files.write(f"/tmp/{java_kernel.name}", java_kernel.read_bytes())
-    shared.commands.run(f"pip install --no-deps --no-index /tmp/{java_kernel.name}", timeout=120)
+def test_java(server: "RunningServer") -> None:
+    if "code-interpreter-v1" not in server.templates:
+        pytest.skip("the server of this run has not the template with the kernel for Java")
+    shared = Sandbox.create(
+        "code-interpreter-v1", timeout=300, envs={"FROM_SANDBOX": "yes"}, **server.options
+    )
     execution = shared.run_code('System.out.print("out");\nint a = 40; a + 2', language="java", timeout=200)
     assert (out(execution), execution.text) == ("out", "42")
     code = 'System.getProperty("FROM_SANDBOX") + System.getenv("FROM_SANDBOX") + System.getProperty("ONCE")'
@@ -121,6 +112,17 @@ def test_java(shared: Sandbox, java_kernel: Path) -> None:
     with pytest.raises(TimeoutException):
         shared.run_code("while (true) Thread.sleep(10);", language="java", timeout=1)
     assert shared.run_code("a", language="java", timeout=60).text == "40"
+    shared.kill()
+
+
+def test_a_kernel_whose_program_is_missing(shared: Sandbox) -> None:
+    spec = '{"argv": ["no-such-program", "x"], "language": "y"}'
+    shared.files.write(".local/share/jupyter/kernels/lonely/kernel.json", spec)
+    with pytest.raises(SandboxException, match=r"500.*'lonely' needs the program 'no-such-program'"):
+        shared.run_code("1", language="lonely")
+    with pytest.raises(SandboxException) as refused:
+        shared.run_code("1", language="cobol")
+    assert "lonely" not in str(refused.value)
 
 
 def test_unknown_language(shared: Sandbox) -> None:

@@ -217,3 +217,12 @@ def test_pages_of_this_machine_may_call(api: httpx.Client, made: dict[str, Any])
         assert refused.status_code == 403
         assert "access-control-allow-origin" not in refused.headers
     assert "access-control-allow-origin" not in api.get("/v2/sandboxes").headers
+
+
+def test_an_sdk_that_is_newer_is_told_so(api: httpx.Client) -> None:
+    newer = {"User-Agent": "e2b-js-sdk/9.0.1 e2b-code-interpreter/9"}
+    message = api.get("/v9/future", headers=newer).json()["message"]
+    assert message.startswith("not implemented: GET /v9/future is not known")
+    assert "e2b-js-sdk 9.0.1 is newer than" in message
+    for agent in ("e2b-js-sdk/2.45.0", "e2b-js-sdk/9", "curl/8"):
+        assert "newer" not in api.get("/v9/future", headers={"User-Agent": agent}).json()["message"]

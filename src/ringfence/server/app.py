@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from ringfence import __version__
 from ringfence.core.errors import RingfenceError
+from ringfence.server.clients import Clients, remark
 from ringfence.server.cors import preflight, readable
-from ringfence.server.errors import ApiError, error_response, from_engine
+from ringfence.server.errors import NOT_IMPLEMENTED, ApiError, error_response, from_engine
 from ringfence.server.headers import ENVD_PORT
 from ringfence.server.keys import Keys
 from ringfence.server.lifecycle_routes import LifecycleRoutes
@@ -71,6 +72,7 @@ class App:
         self._engine = engine
         self._registry = registry
         self._keys = keys
+        self._clients = Clients()
         self._uploads = templates.uploads
         self._volume_content = VolumeContent(volumes, engine.volumes, max_body)
         self._domain_name = host_name(domain)
@@ -103,6 +105,8 @@ class App:
             send = readable(scope, send)
             response = preflight(scope) or await self._control(scope, receive, send)
         except ApiError as error:
+            if error.message.startswith(NOT_IMPLEMENTED):
+                error.message += remark(scope["headers"])
             response = error.response()
         except RingfenceError as error:
             response = from_engine(error).response()
@@ -135,6 +139,7 @@ class App:
         if scope["path"].startswith(VOLUME_CONTENT):
             return await self._volume_content.serve(Request(scope, receive))
         scope[OWNER] = self._authenticate(scope)
+        self._clients.note(scope["headers"])
         scope["app"] = self  # so that Starlette raises its refusals instead of writing them as text
         # Routes are matched on the path as it was sent, so that an encoded slash stays within its segment.
         scope["path"] = scope["raw_path"].decode("latin-1")
@@ -168,5 +173,5 @@ async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
     request = Request(scope)
     raise ApiError(
         404,
-        f"not implemented: {request.method} {scope['path'][:200]} is not known to Ringfence {__version__}",
+        f"{NOT_IMPLEMENTED} {request.method} {scope['path'][:200]} is not known to Ringfence {__version__}",
     )

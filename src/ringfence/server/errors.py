@@ -42,6 +42,10 @@ _STATUS_OF: tuple[tuple[type[RingfenceError], int], ...] = (
 )
 
 
+NOT_IMPLEMENTED = "not implemented:"
+"""How the message of every answer begins that refuses what E2B has and this server has not."""
+
+
 class ApiError(Exception):
     """An answer that is an error. `status` is the HTTP status, `message` is shown to the caller.
 
@@ -83,7 +87,7 @@ def error_response(
 
 def not_implemented(what: str) -> ApiError:
     """The answer to something E2B has and this server does not."""
-    return ApiError(501, f"not implemented: {what}")
+    return ApiError(501, f"{NOT_IMPLEMENTED} {what}")
 
 
 def quota_reached(message: str) -> ApiError:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ringfence.guest.interpreter.identity import PATH
 from ringfence.guest.interpreter.nursery import KernelStartError
@@ -77,11 +78,17 @@ class Languages:
         missing = self.missing_for_javascript()
         if own is not None and missing is None:
             return replace(own, spec=self._node_modules)
-        specs = list(self._kernelspecs())
-        for directory, names in specs:
+        specs = []
+        for directory, names, program in self._kernelspecs():
+            absent = shutil.which(program, path=PATH) is None
+            if wanted in names and absent:
+                raise KernelStartError(
+                    f"the kernel for {name!r} needs the program {program[:200]!r}, which is not installed"
+                )
             if wanted in names:
                 return Language(wanted, "jupyter", directory)
-        raise KernelStartError(self._no_kernel(name, missing, [min(names, key=len) for _, names in specs]))
+            specs += [] if absent else [names]
+        raise KernelStartError(self._no_kernel(name, missing, [min(names, key=len) for names in specs]))
 
     def _no_kernel(self, name: str, missing: str | None, installed: list[str]) -> str:
         own = {language.name for language in _OWN.values() if not missing or language in (PYTHON, BASH)}
@@ -91,8 +98,10 @@ class Languages:
             reason += f". JavaScript and TypeScript need {missing}"
         return reason
 
-    def _kernelspecs(self) -> Iterator[tuple[str, set[str]]]:
-        """The directory of each kernelspec, and in lower case the names it goes by; the user's first."""
+    def _kernelspecs(self) -> Iterator[tuple[str, set[str], str]]:
+        """The directory of each kernelspec, in lower case the names it goes by, and the program that it
+        starts; the user's first.
+        """
         for parent in self._directories:
             try:
                 names = sorted(entry.name for entry in Path(parent).iterdir())
@@ -106,10 +115,11 @@ class Languages:
                     yield (
                         directory,
                         {name.lower(), *(str(other).lower() for other in also if other)} - set(_OWN),
+                        str(spec["argv"][0]),
                     )
 
 
-def _read(path: str) -> dict[str, object] | None:
+def _read(path: str) -> dict[str, Any] | None:
     """A kernelspec, or None when the file is none. It may be the user's: nothing in it is trusted here."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -123,4 +133,5 @@ def _read(path: str) -> dict[str, object] | None:
             spec = json.loads(file.read(_LARGEST))
         except (ValueError, RecursionError):
             return None
-    return spec if isinstance(spec, dict) and isinstance(spec.get("argv"), list) else None
+    argv = spec.get("argv") if isinstance(spec, dict) else None
+    return spec if argv and isinstance(argv, list) else None
