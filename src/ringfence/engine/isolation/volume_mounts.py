@@ -51,7 +51,7 @@ def attach(volumes: Sequence[VolumePath], trees: Sequence[int], root_id: int) ->
         # The shortest first: one volume may be mounted within another.
         for volume, tree in sorted(zip(volumes, trees, strict=True), key=lambda pair: len(pair[0].target)):
             place = _make(root, volume.target, root_id)
-            _check(place, volume.target)
+            _check(root, place, volume.target)
             linux.move_mount(
                 tree, "", place, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
             )
@@ -95,8 +95,22 @@ def _make_one(parent: int, name: str, root_id: int) -> None:
             linux.prctl(linux.PR_SET_DUMPABLE, 1)  # see userns.enter
 
 
-def _check(place: int, target: str) -> None:
-    """A link may have led anywhere, but not to where the kernel's files and the devices are."""
-    path = os.readlink(f"/proc/self/fd/{place}")
-    if path == "/" or any(path == top or path.startswith(top + "/") for top in _NOT_BELOW):
-        raise OSError(errno.EINVAL, f"a volume cannot be mounted at {target}, which is {path}")
+def _check(root: int, place: int, target: str) -> None:
+    """A link may have led anywhere, but not to the root, the kernel's files or the devices."""
+    tops = {_identity(os.stat(path)) for path in _NOT_BELOW if os.path.isdir(path)}
+    end = _identity(os.fstat(root))
+    refused = _identity(os.fstat(place)) == end
+    # Upwards, and not by a name from /proc, which may show this process to nobody, itself included.
+    step = os.dup(place)
+    while not refused and _identity(os.fstat(step)) != end:
+        refused = _identity(os.fstat(step)) in tops
+        above = os.open("..", _PLACE | os.O_CLOEXEC, dir_fd=step)
+        os.close(step)
+        step = above
+    os.close(step)
+    if refused:
+        raise OSError(errno.EINVAL, f"a volume cannot be mounted at {target}: it leads to a reserved place")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
