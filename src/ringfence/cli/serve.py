@@ -36,6 +36,16 @@ import click
     type=click.Choice(["best-effort", "standard", "strict"]),
     help="Isolation that must be in force, at least, for the server to start.",
 )
+@click.option(
+    "--isolation",
+    type=click.Choice(["process", "gvisor"]),
+    help="Tier that every sandbox has at least; gvisor needs runsc.",
+)
+@click.option(
+    "--gvisor-platform",
+    type=click.Choice(["auto", "systrap", "ptrace", "kvm"]),
+    help="How gVisor catches system calls.",
+)
 @click.option("--max-sandboxes", type=click.IntRange(1), help="Sandboxes that may run at once.")
 @click.option("--max-paused", type=click.IntRange(0), help="Sandboxes that may be paused, beside those.")
 @click.option("--max-snapshots", type=click.IntRange(0), help="Snapshots that may be kept.")

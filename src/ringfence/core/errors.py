@@ -5,6 +5,7 @@
     RingfenceError
     ├── ConfigurationError      fix a setting or an argument, then try again
     ├── UnsupportedHostError    the machine lacks something; the message names the remedy
+    │   └── TierUnavailableError   a harder tier of isolation; install it, or ask for less
     ├── IsolationError          a layer of isolation that was asked for could not be put in force
     ├── LauncherError           the privileged helper died or answered nonsense; restart the engine
     ├── TemplateError           a template is unknown or could not be built
@@ -27,6 +28,10 @@ class ConfigurationError(RingfenceError):
 
 class UnsupportedHostError(RingfenceError):
     """The machine lacks a feature that is needed; the message names it and its remedy."""
+
+
+class TierUnavailableError(UnsupportedHostError):
+    """A tier of isolation was asked for that this machine cannot give; nothing was run with less."""
 
 
 class IsolationError(RingfenceError):

@@ -17,9 +17,19 @@ from ringfence.core.errors import (
     TemplateError,
 )
 from ringfence.engine.built import BuiltTemplates, description_of
+from ringfence.engine.gvisor.tier import Tier
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink, sweep
-from ringfence.engine.model import Exit, Limits, NetworkRules, Sandbox, SandboxSpec, Stats, Template
+from ringfence.engine.model import (
+    Exit,
+    Isolation,
+    Limits,
+    NetworkRules,
+    Sandbox,
+    SandboxSpec,
+    Stats,
+    Template,
+)
 from ringfence.engine.network import AccountListener, Network, NetworkListener
 from ringfence.engine.runtime_dir import make_runtime_dir, remove_runtime_dir
 from ringfence.engine.settings import EngineSettings
@@ -51,6 +61,7 @@ class Engine:
         self._network = Network(settings.network, settings.authority_dir, settings.cache_dir / "packages")
         self.volumes = VolumeManager(link, settings.volume_dir, unbounded=settings.unbounded_volumes)
         """Directories that outlive sandboxes."""
+        self._tier = Tier(settings.isolation, settings.gvisor_platform, settings.cache_dir)
         self.ended = asyncio.Event()
         """Set when the launcher has died, and every sandbox with it: the engine is of no use any more."""
         link.on_event = self._on_event
@@ -70,9 +81,14 @@ class Engine:
         engine = cls(settings, link, runtime_dir)
         try:
             await engine._greet()
-            for template in templates:
-                progress(f"warming template {template.name}")
-                await engine._warm(template)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(engine._look_for_gvisor())
+                for template in templates:
+                    progress(f"warming template {template.name}")
+                    await engine._warm(template)
+        except BaseExceptionGroup as group_error:
+            await engine.aclose()
+            raise group_error.exceptions[0] from None
         except BaseException:
             await engine.aclose()
             raise
@@ -100,6 +116,15 @@ class Engine:
             "pids": self._settings.total_pids,
         }
         return {name: value for name, value in totals.items() if value is not None}
+
+    async def _look_for_gvisor(self) -> None:
+        if self._settings.isolation == "gvisor":
+            await self._tier.runtime()  # fails, and says how to install it, rather than serve less
+        self.isolation = self.isolation.with_tier(self._settings.isolation, await self._tier.describe())
+
+    def least_isolation(self, template: Template) -> Isolation:
+        """The least that a sandbox of `template` may have: the template's tier, or the operator's floor."""
+        return self._tier.of(template.isolation)
 
     async def _warm(self, template: Template) -> None:
         answer = await self._link.call("warm", template=description_of(template, self._settings.gradual))
@@ -153,6 +178,7 @@ class Engine:
             known = ", ".join(sorted(self._templates))
             raise TemplateError(f"there is no template {spec.template!r}; this engine has: {known}")
         limits = spec.limits or template.limits
+        isolation = self._tier.of(spec.isolation, template.isolation)
         self._check_limits(limits)
         if len(self._sandboxes) + len(self._starting) >= self._settings.max_sandboxes:
             raise LimitError(
@@ -162,11 +188,13 @@ class Engine:
         self._specs[spec.sandbox_id] = spec
         started_at = time.time()
         try:
+            gvisor = await self._tier.request() if isolation == "gvisor" else None
             await self._built.warm(template)
             for mount in spec.volumes:
                 await self.volumes.attach(mount.volume)
             way_out = await self._network.open(spec.sandbox_id, spec.network)
-            answer = await self._call_with(way_out, "create", self._birth(spec, template, limits))
+            birth = {**self._birth(spec, template, limits), "gvisor": gvisor}
+            answer = await self._call_with(way_out, "create", birth)
         except BaseException:
             self._network.forget(spec.sandbox_id)
             self._specs.pop(spec.sandbox_id, None)
@@ -176,7 +204,7 @@ class Engine:
         directory = self._runtime_dir / spec.sandbox_id
         sandbox = Sandbox(
             spec.sandbox_id, template, limits, directory / "http.sock", directory / "tunnel.sock", started_at,
-            answer["pid"],
+            answer["pid"], isolation,
         )  # fmt: skip
         self._sandboxes[spec.sandbox_id] = sandbox
         if template.start_cmd:
@@ -293,8 +321,10 @@ class Engine:
         old, spec = self._sandboxes.get(sandbox_id), self._specs.get(sandbox_id)
         if old is None or spec is None:
             raise SandboxNotFoundError(f"there is no sandbox {sandbox_id}")
+        gvisor = await self._tier.request() if old.isolation == "gvisor" else None
         way_out = await self._network.open(sandbox_id, None)
-        answer = await self._call_with(way_out, "revive", self._birth(spec, old.template, old.limits))
+        birth = {**self._birth(spec, old.template, old.limits), "gvisor": gvisor}
+        answer = await self._call_with(way_out, "revive", birth)
         sandbox = dataclasses.replace(old, pid=answer["pid"])
         if sandbox_id in self._sandboxes:
             self._sandboxes[sandbox_id] = sandbox

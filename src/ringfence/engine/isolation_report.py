@@ -11,6 +11,8 @@ The levels, strongest first (see docs/reference/ISOLATION.md):
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ringfence.engine.model import Isolation
+
 Level = Literal["none", "best-effort", "standard", "strict"]
 LEVELS: tuple[Level, ...] = ("none", "best-effort", "standard", "strict")
 """Weakest first."""
@@ -57,11 +59,14 @@ class IsolationReport:
     """All layers and what they add up to. proof: None until attacks were run.
 
     features: what else this machine can or cannot do; no level depends on it.
+    tier: what every sandbox has at least. gvisor: whether that tier can be had here, and a sentence.
     """
 
     layers: tuple[LayerStatus, ...]
     proof: Proof | None = None
     features: tuple[LayerStatus, ...] = ()
+    tier: Isolation = "process"
+    gvisor: tuple[bool, str] = (False, "not looked for")
 
     @classmethod
     def from_launcher(cls, layers: list[dict[str, Any]]) -> "IsolationReport":
@@ -71,6 +76,10 @@ class IsolationReport:
     def with_proof(self, proof: Proof) -> "IsolationReport":
         """The same with what attacks have shown."""
         return replace(self, proof=proof)
+
+    def with_tier(self, tier: Isolation, gvisor: tuple[bool, str]) -> "IsolationReport":
+        """The same with what is known of the tiers."""
+        return replace(self, tier=tier, gvisor=gvisor)
 
     @property
     def level(self) -> Level:
@@ -99,9 +108,12 @@ class IsolationReport:
         proof = None
         if self.proof is not None:
             proof = {**vars(self.proof), "breaches": [vars(breach) for breach in self.proof.breaches]}
+        available, detail = self.gvisor
         return {
             "level": self.level,
+            "tier": self.tier,
             "layers": [vars(layer) for layer in self.layers],
             "proof": proof,
+            "gvisor": {"available": available, "detail": detail},
             "features": [vars(feature) for feature in self.features],
         }

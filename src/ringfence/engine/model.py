@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ringfence.engine.egress.transforms import Transform
+
+Isolation = Literal["process", "gvisor"]
+"""A tier. process: the host's kernel, behind namespaces, seccomp and the rest. gvisor: a kernel of its own,
+which is a program, inside of that.
+"""
+TIERS: tuple[Isolation, ...] = ("process", "gvisor")
+"""From the least isolation to the most."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Template:
     root, snapshots: for one that was built: the template it stands on and the snapshots on top of that,
         topmost first; its `layers` are empty.
     build_id: tells the builds of one template apart; empty for a built-in one.
+    isolation: the tier that its sandboxes have at least; see `Isolation`.
     start_cmd, ready_cmd: a service that runs in each sandbox, and how to tell that it is up.
     build_env: variables of these two. shell: runs them.
     """
@@ -68,6 +77,7 @@ class Template:
     ready_cmd: str = ""
     build_env: dict[str, str] = field(default_factory=dict)
     shell: str = "/bin/bash"
+    isolation: "Isolation" = "process"
 
     @property
     def key(self) -> str:
@@ -104,6 +114,7 @@ class SandboxSpec:
 
     `access_token` guards envd inside; None leaves it open to whoever can reach it. `snapshots` are names of
     snapshots of the template whose files it starts with, topmost first. `volumes` are mounted for its life.
+    `isolation`: the tier asked for, at least; the template's or the engine's may be more.
     """
 
     sandbox_id: str
@@ -114,6 +125,7 @@ class SandboxSpec:
     snapshots: tuple[str, ...] = ()
     network: NetworkRules = NetworkRules()
     volumes: tuple[VolumeMount, ...] = ()
+    isolation: Isolation = "process"
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class Sandbox:
     tunnel_socket: Unix socket that reaches any TCP port on the sandbox's loopback (see
         `ringfence.guest.tunnel`).
     started_at: seconds since the epoch.
-    pid: the host's pid of the sandbox's PID 1.
+    pid: the host's pid of the sandbox's PID 1. isolation: the tier it has.
     """
 
     sandbox_id: str
@@ -134,6 +146,7 @@ class Sandbox:
     tunnel_socket: Path
     started_at: float
     pid: int
+    isolation: Isolation = "process"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from ringfence.engine.egress.settings import NetworkSettings
-from ringfence.engine.model import Limits
+from ringfence.engine.model import Isolation, Limits
 
 
 def default_cache_dir() -> Path:
@@ -43,6 +43,8 @@ class EngineSettings:
     network: what the operator allows sandboxes to reach.
     authority_dir: where the egress's certificate authority is kept; None: it is made anew each time.
     gradual: serve as soon as a template's first module is imported, and go on warming between requests.
+    isolation: the tier that every sandbox has at least.
+    gvisor_platform: how gVisor catches system calls: ``auto``, ``systrap``, ``ptrace`` or ``kvm``.
     debug: let guests and zygotes write their trouble to standard error.
     """
 
@@ -64,4 +66,6 @@ class EngineSettings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     authority_dir: Path | None = None
     gradual: bool = False
+    isolation: Isolation = "process"
+    gvisor_platform: str = "auto"
     debug: bool = False

@@ -15,6 +15,7 @@ class GuestConfig:
     single_id: there is only uid 1000 inside, and processes of ``root`` run as it too.
     memory_bytes, disk_bytes, cpus: limits, for metrics. pids: the limit of processes, to tell it.
     node_modules: where the packages of the JavaScript kernel are.
+    own_kernel: whether the kernel is gVisor, which calls every file system a network's.
     fresh_kernels: start each kernel as a new program instead of forking a warmed one.
     mirror: whether packages are installed from the host's mirror, which we pass connections on to.
     authority: certificate (PEM) of an authority that programs shall trust, see `trust`; empty: none.
@@ -36,6 +37,7 @@ class GuestConfig:
     fresh_kernels: bool = False
     mirror: bool = False
     authority: str = ""
+    own_kernel: bool = False
 
     @property
     def variables(self) -> dict[str, str]:

@@ -3,17 +3,16 @@
 import asyncio
 import contextlib
 import dataclasses
-import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 import uvicorn.lifespan.off  # uvicorn imports these two by name when it starts, too late for us
 import uvicorn.protocols.http.httptools_impl
 
-from ringfence.guest import tunnel
 from ringfence.guest.app import ENVD_PORT, INTERPRETER_PORT, PortDispatch
 from ringfence.guest.config import GuestConfig
+from ringfence.guest.doors import Doors, ListeningDoors
 from ringfence.guest.egress import mirror, proxy
 from ringfence.guest.egress.gate import Gate
 from ringfence.guest.egress.names import Names
@@ -50,22 +49,32 @@ def run(
     lifeline: is connected to the launcher: when it closes, the sandbox must end.
     """
     meter = MemoryMeter(counters, config.memory_bytes)
+    doors = ListeningDoors(http, tunnels, lifeline)
+    run_behind(config, doors, nursery, lambda: Gate(egress), intake, meter)
+
+
+def run_behind(
+    config: GuestConfig,
+    doors: Doors,
+    nursery: socket.socket,
+    make_gate: Callable[[], Gate],
+    intake: socket.socket | None,
+    meter: MemoryMeter,
+) -> None:
+    """As `run`, with what differs between the tiers made already: the doors, and the gate to the egress."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        runner.run(_serve(config, http, tunnels, nursery, egress, intake, meter, lifeline))
+        runner.run(_serve(config, doors, nursery, make_gate, intake, meter))
 
 
 async def _serve(
     config: GuestConfig,
-    http: socket.socket,
-    tunnels: socket.socket,
+    doors: Doors,
     nursery: socket.socket,
-    egress: socket.socket,
+    make_gate: Callable[[], Gate],
     intake: socket.socket | None,
     meter: MemoryMeter,
-    lifeline: socket.socket,
 ) -> None:
-    lifeline.setblocking(False)
-    asyncio.get_running_loop().add_reader(lifeline, os._exit, 0)
+    doors.watch()
     if intake is None:
         config = dataclasses.replace(config, env={**proxy.ENVIRONMENT, **config.env})
     # Our own dictionary, to which variables are added when an authority is to be trusted later.
@@ -78,23 +87,21 @@ async def _serve(
         write_marks(config)
         SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
     limits = LimitWatch(meter, config.pids)
-    kernels = KernelPool(config, _nursery(config, nursery, lifeline), meter, limits)
+    kernels = KernelPool(config, _nursery(config, nursery, doors), meter, limits)
     services = {
         ENVD_PORT: envd.build(config, reaper, limits=limits),
         INTERPRETER_PORT: interpreter.build(config, kernels),
     }
     kernels.start()
-    gate = Gate(egress)
+    gate = make_gate()
     gate.on_trust = lambda authority: _trust(config, authority)
     gate.on_note = lambda text: kernels.note(f"[network: {text}]")
     await EgressService(gate, Names(), intake).start()
     await proxy.serve(gate)
     if config.mirror:
         mirror.serve(gate)
-    server = _Server(_uvicorn(PortDispatch(services)))
-    listeners = [http, *_loopback_listeners()]
-    async with await tunnel.serve(tunnels):
-        await server.serve(sockets=listeners)
+    server = _Server(_uvicorn(PortDispatch(services)), doors)
+    await server.serve(sockets=[*doors.listeners, *_loopback_listeners()])
 
 
 def _trust(config: GuestConfig, authority: str) -> None:
@@ -103,12 +110,9 @@ def _trust(config: GuestConfig, authority: str) -> None:
         config.env.setdefault(name, value)
 
 
-def _nursery(config: GuestConfig, sock: socket.socket, lifeline: socket.socket) -> NurseryClient:
-    def renew(end: socket.socket) -> None:
-        socket.send_fds(lifeline, [b'{"nursery": true}'], [end.fileno()])
-
+def _nursery(config: GuestConfig, sock: socket.socket, doors: Doors) -> NurseryClient:
     if config.python:
-        return NurseryClient(sock, always_fresh=config.fresh_kernels, renew=renew)
+        return NurseryClient(sock, always_fresh=config.fresh_kernels, renew=doors.renew_nursery)
     return NurseryClient(
         sock, "this template runs commands only: it was built from an image and has no kernels"
     )
@@ -133,6 +137,14 @@ def _loopback_listeners() -> list[socket.socket]:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, doors: Doors) -> None:
+        super().__init__(config)
+        self._doors = doors
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await self._doors.open(self)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # PID 1 ignores what it has no handler for, and nobody inside shall be able to end it.

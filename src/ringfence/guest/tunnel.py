@@ -17,6 +17,11 @@ async def serve(listener: socket.socket) -> asyncio.Server:
     return await asyncio.start_unix_server(_handle, sock=listener, limit=_BLOCK)
 
 
+def protocol() -> asyncio.Protocol:
+    """What serves one tunnel on a connection that somebody else has accepted."""
+    return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=_BLOCK), _handle)
+
+
 async def _handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         line = (await reader.readuntil(b"\n")).strip()

@@ -16,6 +16,12 @@ from ringfence.core.placement import BackendName
 from ringfence.integrations.embedded import EmbeddedServer, Progress, embedded_server
 
 
+def level_of(isolation: dict[str, Any] | None) -> str | None:
+    """How a server's report of its isolation is named in results, e.g. ``strict`` or ``strict, gVisor``."""
+    level = (isolation or {}).get("level")
+    return f"{level}, gVisor" if level and (isolation or {}).get("tier") == "gvisor" else level
+
+
 @dataclass(frozen=True)
 class Backend:
     """A backend that is ready to be used.
@@ -46,11 +52,16 @@ class Backend:
         given = {"api_url": self.api_url, "sandbox_url": self.sandbox_url, "domain": self.domain}
         return options | {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def isolation_level(self) -> str | None:
+        """The server's level of isolation, and the tier of its sandboxes where that is a harder one."""
+        return level_of(self.isolation)
+
     def describe(self) -> str:
         """One phrase for results and logs: the backend's name, where it is, and its level of isolation."""
         if self.name == "e2b":
             return f"e2b ({self.api_url or self.domain or 'cloud'})"
-        level = (self.isolation or {}).get("level", "unknown")
+        level = self.isolation_level or "unknown"
         place = "local" if self.name == "local" else f"remote ({self.api_url})"
         return f"{place}, isolation {level}"
 

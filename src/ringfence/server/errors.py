@@ -17,6 +17,7 @@ from ringfence.core.errors import (
     SandboxNotFoundError,
     SandboxStartError,
     TemplateError,
+    TierUnavailableError,
     UnsupportedHostError,
     VolumeError,
 )
@@ -37,6 +38,7 @@ _STATUS_OF: tuple[tuple[type[RingfenceError], int], ...] = (
     (ConfigurationError, 400),
     (SandboxStartError, 500),
     (LauncherError, 503),
+    (TierUnavailableError, 400),
     (UnsupportedHostError, 501),
     (RingfenceError, 500),
 )

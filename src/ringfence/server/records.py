@@ -133,6 +133,7 @@ class Record:
             "envdVersion": ENVD_VERSION,
             "metadata": self.metadata,
             "volumeMounts": self.volume_mounts,
+            "isolation": self.sandbox.isolation,
         }
 
     def as_detail(self, domain: str) -> dict[str, Any]:

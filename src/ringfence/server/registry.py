@@ -17,6 +17,7 @@ from ringfence.server.network import NetworkRequests
 from ringfence.server.records import LogLine, Record
 from ringfence.server.snapshot_store import Snapshot
 from ringfence.server.snapshots import Snapshots
+from ringfence.server.tiers import requested
 from ringfence.server.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Registry:
             network=await self._network.rules_of(owner, network, request.allow_internet_access),
             snapshots=chain,
             volumes=volumes,
+            isolation=requested(request.metadata, self._engine.least_isolation(template)),
         )
         sandbox = await self._start(spec)
         now = round(time.time(), 6)

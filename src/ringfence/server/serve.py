@@ -220,6 +220,8 @@ class _Serving:
             log_refusals=self._settings.seccomp_log,
             fresh_kernels=self._settings.fresh_kernels,
             gradual=self._settings.gradual_warmup,
+            isolation=self._settings.isolation,
+            gvisor_platform=self._settings.gvisor_platform,
             network=NetworkSettings(
                 default=self._settings.network_default,
                 ceiling=self._settings.network_ceiling,

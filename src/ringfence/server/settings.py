@@ -55,6 +55,12 @@ class ServeSettings(BaseSettings):
     level: Literal["best-effort", "standard", "strict"] = Field(
         "best-effort", description="Isolation that must be in force, at least, for the server to start."
     )
+    isolation: Literal["process", "gvisor"] = Field(
+        "process", description="Tier that every sandbox has at least; gvisor needs runsc."
+    )
+    gvisor_platform: Literal["auto", "systrap", "ptrace", "kvm"] = Field(
+        "auto", description="How gVisor catches system calls; auto: systrap where runsc has it, else ptrace."
+    )
     max_sandboxes: int = Field(100, ge=1, description="Sandboxes that may run at once.")
     max_paused: int = Field(100, ge=0, description="Sandboxes that may be paused at once, beside those.")
     max_snapshots: int = Field(100, ge=0, description="Snapshots that may be kept.")

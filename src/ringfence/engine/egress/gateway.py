@@ -183,13 +183,22 @@ class Gateway:
     ) -> Coroutine[Any, Any, None] | None:
         if message["op"] == "name" and connection is None:
             return self._name(int(message["id"]), _text(message, "name", 300))
-        if message["op"] == "open" and connection is not None:
+        if message["op"] == "open":
             host, port = _text(message, "host", 300), int(message["port"])
             texts = [_text(message, key, _MAX_TEXT).encode("latin-1") for key in ("ok", "no", "head")]
-            return self._open(connection, host, port, *texts)
-        if message["op"] == "packages" and connection is not None:
-            return self._packages(connection)
+            return self._open(connection or self._lend(int(message["lend"])), host, port, *texts)
+        if message["op"] == "packages":
+            return self._packages(connection or self._lend(int(message["lend"])))
         return None
+
+    def _lend(self, number: int) -> socket.socket:
+        """Give a guest that cannot pass us its connection, because its kernel is gVisor, an end of one of
+        ours; the other end.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._send({"lent": number}, [theirs.fileno()])
+        return ours
 
     # Names
 
@@ -339,11 +348,12 @@ class Gateway:
         if self._reports.give(level, sentence):
             self._send({"note": sentence})
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         if self._closed:
             return
+        data = json.dumps(message).encode()
         with contextlib.suppress(OSError):  # a guest that does not read gets no answers
-            self._channel.send(json.dumps(message).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            socket.send_fds(self._channel, [data], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def _inspector(destination: Destination, held: bool) -> Inspection | None:

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from . import disk, linux, procfs, volume_mounts
 
 # Every Linux has /tmp, and the mount namespace is private: nothing is ever visible there outside of it.
-_STAGE = "/tmp"  # noqa: S108
-_ROOT = f"{_STAGE}/root"
-_DISK = f"{_STAGE}/disk"
+STAGE = "/tmp"  # noqa: S108
+_ROOT = f"{STAGE}/root"
+DISK = f"{STAGE}/disk"
+"""Where the writable layer is mounted while the tree is built."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -70,12 +71,15 @@ class RootPlan:
 
 def clone_lowers(layers: Sequence[LayerPaths], idmap_fd: int | None) -> list[list[int]]:
     """Detached copies of all lower mounts, id-mapped when `idmap_fd`, a user namespace, is given."""
-    return [[_clone(path, idmap_fd) for path in layer.lowers] for layer in layers]
+    return [[clone(path, idmap_fd) for path in layer.lowers] for layer in layers]
 
 
-def _clone(path: str, idmap_fd: int | None) -> int:
+def clone(path: str, idmap_fd: int | None, *, writable: bool = False) -> int:
+    """A detached copy of the mount at `path`, id-mapped when `idmap_fd`, a user namespace, is given."""
     fd = linux.open_tree(linux.AT_FDCWD, path, linux.OPEN_TREE_CLONE)
-    flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+    flags = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+    if not writable:
+        flags |= linux.MOUNT_ATTR_RDONLY
     if idmap_fd is None:
         linux.mount_setattr(fd, attr_set=flags)
     else:
@@ -97,14 +101,12 @@ def assemble(
     it.
     """
     os.umask(0o022)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("tmpfs", _STAGE, "tmpfs", _LOCKED, "size=64m,nr_inodes=8192,mode=755")
+    make_stage()
     if plan.writable:
-        keep(disk.attach(_DISK, plan.size, plan.inodes, plan.root_id, kept_disk))
-    for name in ("root", "empty"):
-        os.mkdir(f"{_STAGE}/{name}")
+        keep(disk.attach(DISK, plan.size, plan.inodes, plan.root_id, kept_disk))
+    os.mkdir(_ROOT)
     for number, (layer, fds) in enumerate(zip(plan.layers, trees, strict=True)):
-        _overlay(plan, number, layer, fds)
+        overlay(plan, number, layer, fds, _ROOT)
     _mount_dev(plan)
     _mount_proc(plan)
     if plan.writable:
@@ -116,14 +118,22 @@ def assemble(
             linux.mount("tmpfs", _ROOT + directory, "tmpfs", _LOCKED, "size=64m,nr_inodes=4096,mode=755")
         for path, contents in plan.code.items():
             _write(_ROOT + path, contents)
-    _pivot()
+    pivot(_ROOT)
     volume_mounts.attach(plan.volumes, volumes, plan.root_id)
 
 
-def _overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int]) -> None:
+def make_stage() -> None:
+    """Detach this mount namespace from others, and mount the place where everything is built."""
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("tmpfs", STAGE, "tmpfs", _LOCKED, "size=64m,nr_inodes=8192,mode=755")
+    os.mkdir(f"{STAGE}/empty")
+
+
+def overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int], root: str) -> None:
+    """Mount the `number`-th overlay of `plan` below `root`; the cloned lower mounts `fds` are used up."""
     lowers = []
     for position, fd in enumerate(fds):
-        lower = f"{_STAGE}/l{number}.{position}"
+        lower = f"{STAGE}/l{number}.{position}"
         os.mkdir(lower)
         linux.move_mount(fd, "", linux.AT_FDCWD, lower)
         os.close(fd)
@@ -131,17 +141,17 @@ def _overlay(plan: RootPlan, number: int, layer: LayerPaths, fds: list[int]) -> 
     options = "userxattr,lowerdir=" + ":".join(lowers)
     flags = _LOCKED
     if plan.writable:
-        options += f",upperdir={_make_upper(plan, number, lowers[0])},workdir={_DISK}/w{number}"
-        os.makedirs(f"{_DISK}/w{number}", exist_ok=True)
+        options += f",upperdir={_make_upper(plan, number, lowers[0])},workdir={DISK}/w{number}"
+        os.makedirs(f"{DISK}/w{number}", exist_ok=True)
     else:
-        options += f":{_STAGE}/empty"  # an overlay without an upper layer wants two lower ones
+        options += f":{STAGE}/empty"  # an overlay without an upper layer wants two lower ones
         flags |= linux.MS_RDONLY
-    linux.mount("overlay", _ROOT + layer.target.rstrip("/"), "overlay", flags, options)
+    linux.mount("overlay", root + layer.target.rstrip("/"), "overlay", flags, options)
 
 
 def _make_upper(plan: RootPlan, number: int, lower: str) -> str:
     # The merged directory has the upper one's owner and mode.
-    upper = disk.upper(_DISK, number)
+    upper = disk.upper(DISK, number)
     if os.path.isdir(upper):
         return upper  # of an earlier life
     like = os.stat(lower)
@@ -167,7 +177,7 @@ def _mount_dev(plan: RootPlan) -> None:
     pts = f"newinstance,ptmxmode=0666,mode=620,max={MAX_PTYS}"
     linux.mount("devpts", f"{dev}/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, pts)
     os.mkdir(f"{dev}/shm")
-    shm = disk.fresh_shm(_DISK if plan.writable else _STAGE)
+    shm = disk.fresh_shm(DISK if plan.writable else STAGE)
     linux.mount(shm, f"{dev}/shm", None, linux.MS_BIND)
 
 
@@ -179,11 +189,11 @@ def _mount_proc(plan: RootPlan) -> None:
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
         linux.mount("proc", proc, "proc", flags)
         _open_low_ports(proc)
-        os.mkdir(f"{_STAGE}/masks")
+        os.mkdir(f"{STAGE}/masks")
         # The sandbox's processes see each other, as on E2B; the one that serves it, which is this, stays out
         # of sight.
         masks = [*procfs.mask_plan(procfs.listing(proc), files), procfs.Mask(str(os.getpid()), True)]
-        procfs.cover(proc, f"{_STAGE}/masks", masks)
+        procfs.cover(proc, f"{STAGE}/masks", masks)
         linux.mount(None, proc, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags)
         return
     linux.mount("tmpfs", proc, "tmpfs", _LOCKED, "size=1m,nr_inodes=256,mode=755")
@@ -220,8 +230,9 @@ def _write(path: str, contents: bytes) -> None:
         file.write(contents)
 
 
-def _pivot() -> None:
-    os.chdir(_ROOT)
+def pivot(root: str) -> None:
+    """Make the mount `root` the root of this namespace, and let go of the old one."""
+    os.chdir(root)
     linux.pivot_root(".", ".")  # the old root now lies on top of the new one
     linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")

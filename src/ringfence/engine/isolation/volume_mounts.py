@@ -5,6 +5,7 @@ own ids, taken before the user namespace is entered; but it can be written. So a
 that whoever wrote it had inside, and none of the host's.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -40,22 +41,22 @@ def _clone(source: str, idmap_fd: int | None) -> int:
     return fd
 
 
-def attach(volumes: Sequence[VolumePath], trees: Sequence[int], root_id: int) -> None:
-    """Mount the cloned `trees`, which are used up, at the volumes' targets below this process's root.
+def attach(volumes: Sequence[VolumePath], trees: Sequence[int], root_id: int, place: str = "/") -> None:
+    """Mount the cloned `trees`, which are used up, at the volumes' targets below `place`.
 
-    Missing directories are made, for `root_id`. The root must be the sandbox's already, since what lies on
-    the way is a stranger's. Raises `OSError`.
+    Missing directories are made, for `root_id`. No link on the way, which is a stranger's, leads out of
+    `place`. Raises `OSError`.
     """
-    root = os.open("/", _PLACE | os.O_CLOEXEC)
+    root = os.open(place, _PLACE | os.O_CLOEXEC)
     try:
         # The shortest first: one volume may be mounted within another.
         for volume, tree in sorted(zip(volumes, trees, strict=True), key=lambda pair: len(pair[0].target)):
-            place = _make(root, volume.target, root_id)
-            _check(root, place, volume.target)
+            target = _make(root, volume.target, root_id)
+            _check(root, target, volume.target)
             linux.move_mount(
-                tree, "", place, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+                tree, "", target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
             )
-            os.close(place)
+            os.close(target)
             os.close(tree)
     finally:
         os.close(root)
@@ -97,7 +98,10 @@ def _make_one(parent: int, name: str, root_id: int) -> None:
 
 def _check(root: int, place: int, target: str) -> None:
     """A link may have led anywhere, but not to the root, the kernel's files or the devices."""
-    tops = {_identity(os.stat(path)) for path in _NOT_BELOW if os.path.isdir(path)}
+    tops = set()
+    for path in _NOT_BELOW:
+        with contextlib.suppress(OSError):
+            tops.add(_identity(os.stat(path.lstrip("/"), dir_fd=root)))
     end = _identity(os.fstat(root))
     refused = _identity(os.fstat(place)) == end
     # Upwards, and not by a name from /proc, which may show this process to nobody, itself included.

@@ -74,6 +74,7 @@ class SandboxRecord:
 
     disk_fd: a mount of its writable layer. frozen: its processes stand still. suspended: it has none, only
     files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
+    gvisor: whether its kernel is gVisor.
     stopped_before: pids that were stopped already when it was held by signals. namespaces: what a nursery
     joins. nurseries: how many more than the first it has had.
     """
@@ -102,6 +103,7 @@ class SandboxRecord:
     revived: bool = False
     suspend_request: int | None = None
     helper: int = -1
+    gvisor: bool = False
     stopped_before: set[int] = field(default_factory=set)
 
     def end_life(self) -> None:

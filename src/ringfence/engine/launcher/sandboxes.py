@@ -13,6 +13,7 @@ from typing import Any
 from ringfence.core.errors import LauncherError, LimitError
 from ringfence.engine.isolation import linux
 from ringfence.engine.launcher import lifecycle
+from ringfence.engine.launcher.gvisor import gvisor_birth, gvisor_cgroup
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.rotation import GUEST
@@ -70,11 +71,15 @@ class Sandboxes:
         slot, slot_fd = template.take_slot()
         directory = self._runtime_dir / sandbox_id
         directory.mkdir(mode=0o700)
-        cgroup = self._host.cgroups.create(sandbox_id, self._host.group_limits(request["limits"]))
+        limits = request["limits"]
+        gvisor = request["gvisor"] is not None
+        cgroup = self._host.cgroups.create(
+            sandbox_id, self._host.group_limits(gvisor_cgroup(limits) if gvisor else limits)
+        )
         report, report_end = channel.pair()
         record = SandboxRecord(
             sandbox_id, template, slot, slot_fd, cgroup, directory, report, None, None,
-            limits=request["limits"],
+            limits=limits, gvisor=gvisor,
         )  # fmt: skip
         self._by_id[sandbox_id] = record
         self._start(request_id, request, record, report_end)
@@ -129,6 +134,7 @@ class Sandboxes:
             "filter_flags": self._host.filter_flags,
             "counters": counters,
             "has_disk": record.disk_fd >= 0,
+            "gvisor": gvisor_birth(request["gvisor"], record.template),
             "limits": limits,
             "root": {
                 "layers": lifecycle.layers_of(record.template, request["snapshots"]),
@@ -216,7 +222,8 @@ class Sandboxes:
         record.nursery_end = None
         if end is None:
             return
-        if zygote is None:  # a template without kernels: the guest finds the socket closed
+        if zygote is None or record.gvisor:
+            # A template without kernels: the guest finds the socket closed. In gVisor it starts its own.
             end.close()
             return
         procs = record.cgroup.procs_fds()

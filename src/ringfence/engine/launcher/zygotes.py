@@ -35,7 +35,7 @@ def start_guest_zygote() -> tuple[int, socket.socket]:
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=2,
-        env=_environment({}),
+        env=zygote_environment({}),
         close_fds=True,
     )
     theirs.close()
@@ -43,7 +43,8 @@ def start_guest_zygote() -> tuple[int, socket.socket]:
     return process.pid, ours
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
+def zygote_environment(extra: dict[str, str]) -> dict[str, str]:
+    """The variables of a zygote, and of what stands for one in gVisor; `extra` are the template's."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/home/user",
@@ -135,5 +136,5 @@ def _exec(template: dict[str, Any], channel_fd: int, program_fd: int) -> None:
     linux.close_range(5)
     python = template["python"]
     os.execve(  # noqa: S606 - the zygote is the template's Python, not a command line
-        python, [python, "-I", "-c", _BOOT, "3", "4"], _environment(template["env"])
+        python, [python, "-I", "-c", _BOOT, "3", "4"], zygote_environment(template["env"])
     )

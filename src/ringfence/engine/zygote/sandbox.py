@@ -21,9 +21,9 @@ import signal
 import socket
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from ringfence.engine.gvisor import sandbox as gvisor
 from ringfence.engine.isolation import (
     capabilities,
     landlock,
@@ -37,49 +37,16 @@ from ringfence.engine.isolation import (
     volume_mounts,
 )
 from ringfence.engine.zygote import channel
+from ringfence.engine.zygote.descriptors import Descriptors
+from ringfence.engine.zygote.joining import NAMESPACES, join_cgroups, report_namespaces
 from ringfence.guest import main as guest_main
 from ringfence.guest.config import GuestConfig
 from ringfence.guest.kernel.process import set_title
 
-NAMESPACES = {
-    "mnt": linux.CLONE_NEWNS,
-    "net": linux.CLONE_NEWNET,
-    "ipc": linux.CLONE_NEWIPC,
-    "uts": linux.CLONE_NEWUTS,
-    "cgroup": linux.CLONE_NEWCGROUP,
-    "pid_for_children": linux.CLONE_NEWPID,
-}
 _KEPT = frozenset(
     capabilities.NUMBERS[name]
     for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP")
 )
-
-
-@dataclass(frozen=True)
-class Descriptors:
-    """What the launcher passes in, in this order."""
-
-    report: int
-    template_ns: int
-    sandbox_ns: int
-    http: int
-    tunnel: int
-    nursery: int
-    egress: int
-    counters: tuple[int, ...]
-    procs: tuple[int, ...]
-    disk: int | None
-
-    @classmethod
-    def of(cls, fds: list[int], counters: int, has_disk: bool) -> "Descriptors":
-        """Name the descriptors of a request; the writable layer of an earlier life, if any, comes last."""
-        disk = fds.pop() if has_disk else None
-        report, template_ns, sandbox_ns, http, tunnel, nursery, egress, *rest = fds
-        numbers = tuple(rest)
-        return cls(
-            report, template_ns, sandbox_ns, http, tunnel, nursery, egress, numbers[:counters],
-            numbers[counters:], disk,
-        )  # fmt: skip
 
 
 def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
@@ -92,8 +59,11 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
     with _reporting(report):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         oom.expose()
-        _join_cgroups(given.procs)
         plan = _root_plan(request)
+        if request["gvisor"] is not None:
+            gvisor.start(request, given, plan, program)
+            return
+        join_cgroups(given.procs)
         idmap = given.sandbox_ns if request["idmap"] else None
         trees = mounts.clone_lowers(plan.layers, idmap)
         volumes = volume_mounts.clone(plan.volumes, idmap)
@@ -108,7 +78,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         names = os.open("/proc/self/ns", os.O_PATH | os.O_DIRECTORY)
         pid = os.fork()
         if pid:
-            _report_namespaces(report, pid, names)
+            report_namespaces(report, pid, names)
             return
         intake = _become_init(request, plan, (trees, volumes), given, program, parent)
         channel.send(report, {"ready": True})
@@ -134,12 +104,6 @@ def _reporting(report: socket.socket) -> Iterator[None]:
         os._exit(1)
 
 
-def _join_cgroups(procs: tuple[int, ...]) -> None:
-    for fd in procs:
-        os.write(fd, b"0")
-        os.close(fd)
-
-
 def _root_plan(request: dict[str, Any]) -> mounts.RootPlan:
     root = request["root"]
     return mounts.RootPlan(
@@ -151,13 +115,6 @@ def _root_plan(request: dict[str, Any]) -> mounts.RootPlan:
         cpus=root["cpus"],
         volumes=tuple(volume_mounts.VolumePath(**volume) for volume in root["volumes"]),
     )
-
-
-def _report_namespaces(report: socket.socket, pid: int, names: int) -> None:
-    # The kernel zygote joins these; nobody else could open them once PID 1 is undumpable. They are opened
-    # through a descriptor because our child is changing the root under our feet.
-    fds = [os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=names) for name in NAMESPACES]
-    channel.send(report, {"pid": pid}, fds)
 
 
 def _become_init(

@@ -95,17 +95,20 @@ class Gate:
     def _readable(self) -> None:
         while True:
             try:
-                data = self._channel.recv(_MAX_PACKET)
+                data, fds = self._receive()
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
             if not data:
                 self._close()
                 return
-            self._take(json.loads(data))
+            self._take(json.loads(data), fds)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _receive(self) -> tuple[bytes, list[int]]:
+        return self._channel.recv(_MAX_PACKET), []
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "note" in message:
             self.on_note(message["note"])
             return

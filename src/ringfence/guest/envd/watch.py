@@ -64,7 +64,8 @@ class WatchService:
                 raise ConnectError("not_found", f"path {printable(path)} not found")
             if not Path(path).is_dir():
                 raise ConnectError("invalid_argument", f"path {printable(path)} not a directory")
-            if not fields.flag(request, "allowNetworkMounts") and on_network_mount(path):
+            allowed = self._config.own_kernel or fields.flag(request, "allowNetworkMounts")
+            if not allowed and on_network_mount(path):
                 message = f"cannot watch path on network filesystem: {printable(path)}"
                 raise ConnectError("invalid_argument", message)
             try:

@@ -12,13 +12,7 @@ from typing import NoReturn
 
 _PACKAGE = (__package__ or "ringfence_kernel").rpartition(".")[2]
 _DIRECTORY = Path(__file__).parent
-_SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(_DIRECTORY.glob("*.py"))}
-_DATA = {
-    str(path.relative_to(_DIRECTORY)): path.read_text("utf-8") for path in sorted(_DIRECTORY.rglob("*.js"))
-}
-
-# The first argument is the descriptor of the sources, the second the control channel.
-_BOOTSTRAP = """
+FINDER = """
 import importlib.abc, importlib.util, json, os, sys
 
 class RingfenceKernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -37,19 +31,40 @@ class RingfenceKernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def get_data(self, path):
         return self.data[os.path.relpath(path, "/ringfence/" + self.package)].encode()
 
-def start():
+def load():
     with open(int(sys.argv[1]), encoding="utf-8") as file:
-        package, sources, data = json.load(file)
-    control = int(sys.argv[2])
+        return RingfenceKernelFinder(*json.load(file))
+"""
+"""Code that finds this package in a JSON file whose descriptor is the first argument."""
+
+# The second argument is the control channel.
+_BOOTSTRAP = f"""{FINDER}
+def start():
+    finder, control = load(), int(sys.argv[2])
     del sys.argv[1:]
-    finder = RingfenceKernelFinder(package, sources, data)
     sys.meta_path.insert(0, finder)
-    main = importlib.import_module(package + ".main")
+    main = importlib.import_module(finder.package + ".main")
     sys.meta_path.remove(finder)
     main.run(control)
 
 start()
 """
+
+
+def sources_of(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The modules (by name) and the other files (by path) of the package in `directory`."""
+    modules = {path.stem: path.read_text("utf-8") for path in sorted(directory.glob("*.py"))}
+    others = sorted(directory.rglob("*.js"))
+    return modules, {str(path.relative_to(directory)): path.read_text("utf-8") for path in others}
+
+
+_SOURCES, _DATA = sources_of(_DIRECTORY)
+
+
+def adopt(sources: dict[str, str], data: dict[str, str]) -> None:
+    """Know the package's files, for a process that has the package from memory only."""
+    _SOURCES.update(sources)
+    _DATA.update(data)
 
 
 def execute(control: int) -> NoReturn:

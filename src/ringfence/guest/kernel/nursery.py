@@ -5,6 +5,7 @@ never spoken to by user code: kernels do not inherit the socket.
 """
 
 import array
+import errno
 import json
 import os
 import select
@@ -29,6 +30,8 @@ class Nursery:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._kernels: dict[int, int] = {}
+        self._unwatched: set[int] = set()
+        self._wakeup = -1
 
     def serve(self) -> NoReturn:
         """Answer requests until the guest's end closes; then kill what is left and end."""
@@ -36,6 +39,8 @@ class Nursery:
             for fd, _ in self._poll.poll():
                 if fd in self._kernels:
                     self._reap(fd)
+                elif fd == self._wakeup:
+                    self._reap_unwatched()
                 elif not self._receive():
                     self._end()
 
@@ -67,10 +72,39 @@ class Nursery:
         if pid == 0:
             self._socket.detach()
             _become_kernel(request, descriptors, parent, anew)
-        pidfd = os.pidfd_open(pid)
+        self._watch(pid)
+        self._send({"op": "forked", "id": request["id"], "pid": pid, "fresh": anew, "changed": changed})
+
+    def _watch(self, pid: int) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self._listen_for_children()  # gVisor has no pidfds
+            self._unwatched.add(pid)
+            os.kill(os.getpid(), signal.SIGCHLD)  # it may have ended already
+            return
         self._kernels[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
-        self._send({"op": "forked", "id": request["id"], "pid": pid, "fresh": anew, "changed": changed})
+
+    def _listen_for_children(self) -> None:
+        if self._wakeup >= 0:
+            return
+        self._wakeup, end = os.pipe()
+        for fd in (self._wakeup, end):
+            os.set_blocking(fd, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        self._poll.register(self._wakeup, select.POLLIN)
+
+    def _reap_unwatched(self) -> None:
+        os.read(self._wakeup, 4096)
+        for pid in list(self._unwatched):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._unwatched.discard(pid)
+                self._send({"op": "exited", "pid": pid, "status": status})
 
     def _reap(self, pidfd: int) -> None:
         pid = self._kernels.pop(pidfd)
@@ -86,7 +120,7 @@ class Nursery:
             self._end()
 
     def _end(self) -> NoReturn:
-        for pid in self._kernels.values():
+        for pid in (*self._kernels.values(), *self._unwatched):
             os.kill(pid, signal.SIGKILL)
         os._exit(0)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from ringfence.core.errors import RingfenceError, TemplateError
 from ringfence.core.ids import new_sandbox_id, new_token
 from ringfence.engine.engine import Engine
-from ringfence.engine.model import SandboxSpec, Template
+from ringfence.engine.model import TIERS, Isolation, SandboxSpec, Template
 from ringfence.engine.templates.builder import instructions, service
 from ringfence.engine.templates.builder.guest import Command, Guest
 from ringfence.engine.templates.builder.spec import (
@@ -31,6 +31,8 @@ from ringfence.engine.templates.cache import digest
 
 MAX_STEPS = 200
 """Layers of one template, those of the templates below it included; overlayfs(5) takes about 300."""
+ISOLATION_VARIABLE = "RINGFENCE_ISOLATION"
+"""The variable (``ENV``) by which a template asks for a tier, for its build and for its sandboxes."""
 _BASH = "/bin/bash"
 _SH = "/bin/sh"
 
@@ -158,6 +160,7 @@ class TemplateBuilder:
             access_token=token,
             limits=spec.limits,
             snapshots=state.snapshots,
+            isolation=_isolation(state),
         )
         sandbox = await self._engine.create(request)
         try:
@@ -188,6 +191,7 @@ class TemplateBuilder:
             ready_cmd=spec.ready_cmd if own else base.ready_cmd,
             build_env=dict(state.context.env) if own else base.build_env,
             shell=state.shell,
+            isolation=_isolation(state),
         )
         async with self._sandbox(spec, state) as guest:
             problem = await guest.run(
@@ -209,6 +213,15 @@ class TemplateBuilder:
                 raise TemplateError(
                     f"ready command '{template.ready_cmd}' did not succeed in {service.BUILD_TIMEOUT:g} s"
                 )
+
+
+def _isolation(state: _State) -> Isolation:
+    """The tier of the template it stands on, or a harder one that its instructions ask for."""
+    text = dict(state.context.env).get(ISOLATION_VARIABLE, state.base.isolation)
+    tier = next((tier for tier in TIERS if tier == text), None)
+    if tier is None:
+        raise TemplateError(f"{ISOLATION_VARIABLE} must be one of {', '.join(TIERS)}, not {text[:40]!r}")
+    return max(tier, state.base.isolation, key=TIERS.index)
 
 
 @contextlib.contextmanager

@@ -171,8 +171,7 @@ class ExecutionTools(Tools):
 def _surroundings(session: Session) -> Surroundings:
     backend = session.backend
     news, session.news = session.news, ""
-    isolation = (backend.isolation or {}).get("level")
-    return Surroundings(session.handle, backend.describe(), isolation, news, session.restarted)
+    return Surroundings(session.handle, backend.describe(), backend.isolation_level, news, session.restarted)
 
 
 def _write_down(session: Session, job: Job) -> None:

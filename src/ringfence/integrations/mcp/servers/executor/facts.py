@@ -13,6 +13,8 @@ import httpx
 from e2b import CommandExitException, SandboxException
 from e2b_code_interpreter import AsyncSandbox
 
+from ringfence.integrations.backend import level_of
+
 PACKAGES = (
     "pandas",
     "numpy",
@@ -70,7 +72,7 @@ async def find_facts(sandbox: AsyncSandbox, isolation: dict[str, Any] | None) ->
         packages=_trusted(versions if isinstance(versions, dict) else {}),
         cpus=cpus,
         memory_mb=memory,
-        isolation=(isolation or {}).get("level"),
+        isolation=level_of(isolation),
     )
 
 

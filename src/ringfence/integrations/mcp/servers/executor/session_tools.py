@@ -54,7 +54,7 @@ class SessionTools(Tools):
         record = {
             "session_id": session.handle,
             "backend": backend.describe(),
-            "isolation": (backend.isolation or {}).get("level"),
+            "isolation": backend.isolation_level,
             "template": backend.template or "default",
             "lease_s": self._settings.lease,
         }

@@ -1,0 +1,184 @@
+"""PID 1 of a gVisor sandbox on the host's side: starts runsc, passes connections in, ends when it ends.
+
+The guest inside is not trusted. What it can send here is three words, each read as a bounded JSON object:
+that it is warm, that it serves, that it failed.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from ringfence.engine.isolation import linux
+from ringfence.engine.zygote import channel
+
+_MOST_OUTPUT = 8192
+_MOST_ERROR = 3000
+_BLOCK = 4096
+
+
+class RunscError(Exception):
+    """runsc did not do what it was told; the message has what it said."""
+
+
+@dataclass
+class Container:
+    """A running runsc: its pid, our end of the guest's socket, and what it writes to standard error."""
+
+    pid: int
+    control: socket.socket
+    output: int
+    said: bytes = b""
+
+    @classmethod
+    def start(cls, command: Sequence[str]) -> "Container":
+        """Start ``runsc run`` or ``runsc restore``."""
+        control, inside = channel.pair()
+        output, output_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _become(command, inside.fileno(), output_end)
+        inside.close()
+        os.close(output_end)
+        os.set_blocking(output, False)
+        return cls(pid, control, output)
+
+    def read_output(self) -> bool:
+        """Take what was written; the first of it is kept. False at its end."""
+        try:
+            data = os.read(self.output, _BLOCK)
+        except BlockingIOError:
+            return True
+        self.said = (self.said + data)[:_MOST_OUTPUT]
+        return bool(data)
+
+    def explanation(self) -> str:
+        """What it said, for people."""
+        with contextlib.suppress(OSError):
+            while self.read_output() and len(self.said) < _MOST_OUTPUT:
+                if not select.select([self.output], [], [], 0)[0]:
+                    break
+        text = self.said.decode("utf-8", "replace").strip()
+        return text[-_MOST_ERROR:] or "it said nothing"
+
+
+def _become(command: Sequence[str], stdin: int, output: int) -> NoReturn:
+    try:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.dup2(stdin, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        linux.close_range(3)
+        os.execve(command[0], list(command), {"PATH": "/", "HOME": "/"})  # noqa: S606
+    finally:
+        os._exit(127)
+
+
+@dataclass
+class Warden:
+    """Watches one container until its end."""
+
+    container: Container
+    report: socket.socket
+    doors: dict[str, socket.socket]
+    orders: tuple[dict[str, Any], int] | None
+    _poll: select.poll = field(default_factory=select.poll)
+    _handlers: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    def run(self) -> NoReturn:
+        """Pass things on until the launcher's end closes, or the container ends."""
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._watch(reader.fileno(), lambda: self._on_child(reader))
+        self._watch(self.report.fileno(), lambda: os._exit(0))
+        self._watch(self.container.control.fileno(), self._on_guest)
+        self._watch(self.container.output, self._on_output)
+        self._reap()
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd in self._handlers:
+                    self._handlers[fd]()
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        del self._handlers[fd]
+
+    def _on_output(self) -> None:
+        if not self.container.read_output():
+            self._unwatch(self.container.output)
+
+    def _on_guest(self) -> None:
+        message = receive(self.container.control)
+        if message is None:
+            self._unwatch(self.container.control.fileno())  # its end is seen when it is reaped
+        elif "warm" in message and self.orders is not None:
+            orders, egress = self.orders
+            channel.send(self.container.control, orders, [egress])
+            os.close(egress)
+            self.orders = None
+        elif "ready" in message and self.doors:
+            channel.send(self.report, {"ready": True})
+            for name, listener in self.doors.items():
+                listener.setblocking(False)
+                self._watch(listener.fileno(), lambda name=name, door=listener: self._on_door(name, door))  # type: ignore[misc]
+            self.doors = {}
+        elif "error" in message:
+            self._fail(str(message["error"]))
+
+    def _on_door(self, name: str, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError, channel.ChannelClosedError):
+            connection, _ = listener.accept()
+            with connection:  # the guest has its own descriptor of it
+                channel.send(self.container.control, {"door": name}, [connection.fileno()])
+
+    def _on_child(self, wakeup: socket.socket) -> None:
+        wakeup.recv(_BLOCK)
+        self._reap()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.container.pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._fail(f"runsc ended with status {code}: {self.container.explanation()}")
+
+    def _fail(self, text: str) -> NoReturn:
+        if self.doors:  # not ready yet: afterwards the launcher believes nothing that comes from here
+            with contextlib.suppress(channel.ChannelClosedError, OSError):
+                channel.send(self.report, {"error": f"gVisor: {text[-_MOST_ERROR:]}"})
+        os._exit(1)
+
+
+def receive(control: socket.socket) -> dict[str, Any] | None:
+    """A message of the guest, which may be anything: one that is not an object is as good as none.
+
+    None at the end of the socket. Descriptors are not taken.
+    """
+    try:
+        data = control.recv(channel.MAX_PACKET)
+    except (ConnectionResetError, BrokenPipeError):
+        return None
+    if not data:
+        return None
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}

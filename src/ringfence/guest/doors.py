@@ -1,0 +1,129 @@
+"""How the host's connections reach the guest: sockets it may accept on, or connections passed in one by one.
+
+A process of the same kernel as the host is given listening sockets. Inside gVisor a listening socket of the
+host is of no use, but a connected one is: there the host accepts, and passes each connection as a descriptor
+over the one socket that the guest was started with.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+import uvicorn
+
+from ringfence.guest import tunnel
+
+_MAX_MESSAGE = 64 * 1024
+_MAX_FDS = 4
+
+
+class Doors(Protocol):
+    """Where connections come from."""
+
+    listeners: tuple[socket.socket, ...]
+    """Sockets that the HTTP server accepts on itself."""
+
+    def watch(self) -> None:
+        """Begin to look out for the end of the host, which ends the sandbox."""
+
+    async def open(self, server: uvicorn.Server) -> None:
+        """Let connections in; `server` has started."""
+
+    def renew_nursery(self, end: socket.socket) -> None:
+        """Have another nursery made that listens on `end`, which stays the caller's. Raises OSError."""
+
+
+class ListeningDoors:
+    """The host's listening sockets. lifeline: is connected to the launcher, and closes when that ends."""
+
+    def __init__(self, http: socket.socket, tunnels: socket.socket, lifeline: socket.socket) -> None:
+        self.listeners: tuple[socket.socket, ...] = (http,)
+        self._tunnels = tunnels
+        self._lifeline = lifeline
+        self._server: asyncio.Server | None = None
+
+    def watch(self) -> None:
+        """The launcher says nothing any more: whatever the lifeline has to tell is its end."""
+        self._lifeline.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._lifeline, os._exit, 0)
+
+    async def open(self, server: uvicorn.Server) -> None:
+        """Serve tunnels; the HTTP server accepts on its own."""
+        self._server = await tunnel.serve(self._tunnels)
+
+    def renew_nursery(self, end: socket.socket) -> None:
+        """The launcher has it forked."""
+        socket.send_fds(self._lifeline, [b'{"nursery": true}'], [end.fileno()])
+
+
+class PassedDoors:
+    """Connections that come as descriptors over `control`, a SEQPACKET socket, each with the word that says
+    what it is: ``{"door": "http"}`` or ``{"door": "tunnel"}``. Its end is the host's. opened: is called when
+    the server has started. renew: starts another nursery.
+    """
+
+    def __init__(
+        self,
+        control: socket.socket,
+        opened: Callable[[], None],
+        renew: Callable[[socket.socket], None],
+    ) -> None:
+        self.listeners: tuple[socket.socket, ...] = ()
+        self._control = control
+        self._opened = opened
+        self._renew = renew
+        self._server: uvicorn.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def watch(self) -> None:
+        """Nothing yet: what comes before `open` waits in the socket."""
+        self._control.setblocking(False)
+
+    async def open(self, server: uvicorn.Server) -> None:
+        """Take connections, and tell the host so."""
+        self._server = server
+        asyncio.get_running_loop().add_reader(self._control, self._readable)
+        self._opened()
+        self._control.send(b'{"ready": true}')
+
+    def renew_nursery(self, end: socket.socket) -> None:
+        """The guest starts it itself."""
+        self._renew(end)
+
+    def _readable(self) -> None:
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, _MAX_FDS)
+            except BlockingIOError:
+                return
+            except OSError:
+                os._exit(0)
+            if not data:
+                os._exit(0)
+            door = json.loads(data).get("door")
+            for fd in fds:
+                self._enter(door, socket.socket(fileno=fd))
+
+    def _enter(self, door: str, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._serve(door, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, door: str, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        make = self._http if door == "http" else tunnel.protocol
+        with contextlib.suppress(OSError):
+            await loop.connect_accepted_socket(make, connection)
+
+    def _http(self) -> asyncio.Protocol:
+        server = self._server
+        assert server is not None
+        kind = server.config.http_protocol_class
+        return kind(  # type: ignore[call-arg]
+            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+        )

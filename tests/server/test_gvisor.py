@@ -1,0 +1,192 @@
+"""The harder tier through the official SDK: the same guest and the same API under gVisor's kernel."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from e2b import PtySize, SandboxException
+from e2b_code_interpreter import Sandbox
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
+
+GVISOR = {"ringfence.isolation": "gvisor"}
+_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def available(server: RunningServer) -> None:
+    gvisor = server.isolation["gvisor"]
+    if not gvisor["available"]:
+        pytest.skip(gvisor["detail"])
+
+
+@pytest.fixture(scope="module")
+def hard(server: RunningServer, available: None) -> Iterator[Sandbox]:
+    """One sandbox for all tests that leave it as it was: a start takes seconds."""
+    made = Sandbox.create("base", metadata=GVISOR, timeout=600, **server.options)
+    yield made
+    made.kill()
+
+
+def _wait_for(condition: Callable[[], object]) -> object:
+    deadline = time.monotonic() + _SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+    return found
+
+
+def test_the_kernel_is_gvisors(hard: Sandbox) -> None:
+    assert "gVisor" in hard.commands.run("dmesg").stdout
+    inside = hard.files.read("/proc/version")
+    assert inside != Path("/proc/version").read_text()
+    assert inside.startswith("Linux version 4.4.0")
+
+
+def test_the_tier_is_named(server: RunningServer, hard: Sandbox) -> None:
+    headers = {"X-API-KEY": server.key}
+    detail = httpx.get(f"{server.url}/sandboxes/{hard.sandbox_id}", headers=headers).json()
+    assert detail["isolation"] == "gvisor"
+    health = httpx.get(f"{server.url}/health").json()["isolation"]
+    assert health["tier"] == "process"
+    assert health["gvisor"]["available"] is True
+    assert "runsc" in health["gvisor"]["detail"]
+
+
+def test_code(hard: Sandbox) -> None:
+    word = secrets.token_hex(4)
+    assert hard.run_code(f"word = {word!r}; word").text == word
+    assert hard.run_code("word").text == word
+    failed = hard.run_code("1 / 0")
+    assert failed.error is not None
+    assert failed.error.name == "ZeroDivisionError"
+    assert hard.run_code("echo $((40 + 2))", language="bash").logs.stdout == ["42\n"]
+    assert hard.run_code("import uuid; str(uuid.uuid4())").text != hard.run_code("str(uuid.uuid4())").text
+
+
+def test_a_chart(hard: Sandbox) -> None:
+    shown = hard.run_code("import matplotlib.pyplot as plt; plt.plot([1, 2, 4]); plt.show()").results[0]
+    assert shown.png
+    assert shown.chart is not None
+
+
+def test_user_code_sees_neither_the_guest_nor_its_modules(hard: Sandbox) -> None:
+    found = hard.run_code(
+        "import os, sys\n"
+        "[n for n in sys.modules if n.startswith(('ringfence.', 'uvicorn', 'starlette'))], "
+        "[p for p in ('/python', '/boot.py', '/code/0', '/sandbox') if os.path.exists(p)], os.getuid()"
+    )
+    assert found.text == "([], [], 1000)"
+
+
+def test_commands(hard: Sandbox) -> None:
+    with pytest.raises(SandboxException, match="exited with code 3"):
+        hard.commands.run("echo trouble >&2; exit 3")
+    assert hard.commands.run("id -u").stdout == "1000\n"
+    assert hard.commands.run("id -u", user="root").stdout == "0\n"
+    assert hard.commands.run("sudo id -u").stdout == "0\n"
+    running = hard.commands.run("cat", background=True, stdin=True)
+    hard.commands.send_stdin(running.pid, "word\n")
+    hard.commands.close_stdin(running.pid)
+    assert running.wait().stdout == "word\n"
+
+
+def test_files_and_their_watch(hard: Sandbox) -> None:
+    watch = hard.files.watch_dir("/home/user")
+    hard.files.write("/home/user/data.bin", os.urandom(1 << 20))
+    assert len(hard.files.read("/home/user/data.bin", format="bytes")) == 1 << 20
+    assert "data.bin" in [entry.name for entry in hard.files.list("/home/user")]
+    seen: set[str] = set()
+
+    def noticed() -> bool:
+        seen.update(event.name for event in watch.get_new_events())
+        return "data.bin" in seen
+
+    _wait_for(noticed)
+    watch.stop()
+    hard.files.remove("/home/user/data.bin")
+    assert not hard.files.exists("/home/user/data.bin")
+
+
+def test_a_terminal(hard: Sandbox) -> None:
+    said: list[bytes] = []
+    terminal = hard.pty.create(PtySize(rows=24, cols=80))
+    hard.pty.send_stdin(terminal.pid, b"echo $((40 + 2)); tty; exit\n")
+    terminal.wait(on_pty=said.append)
+    assert b"42\r\n" in b"".join(said)
+    assert b"/dev/pts/" in b"".join(said)
+
+
+def test_a_port(server: RunningServer, hard: Sandbox) -> None:
+    hard.commands.run("mkdir -p /tmp/www && echo found > /tmp/www/index.html")
+    web = hard.commands.run("python3 -m http.server 8123 -d /tmp/www", background=True)
+    headers = {"E2b-Sandbox-Id": hard.sandbox_id, "E2b-Sandbox-Port": "8123"}
+    answer = _wait_for(lambda: (r := httpx.get(server.url, headers=headers)).status_code == 200 and r)
+    assert isinstance(answer, httpx.Response)
+    assert answer.text == "found\n"
+    web.kill()
+
+
+def test_too_long_a_run_keeps_the_state(hard: Sandbox) -> None:
+    hard.run_code("kept = 7")
+    with pytest.raises(SandboxException):
+        hard.run_code("import time; time.sleep(600)", timeout=1)
+    assert hard.run_code("kept").text == "7"
+
+
+def test_too_much_memory_ends_the_program_and_not_the_sandbox(server: RunningServer, available: None) -> None:
+    metadata = {**GVISOR, "ringfence.memory_mb": "768"}
+    sandbox = Sandbox.create("base", metadata=metadata, timeout=300, **server.options)
+    try:
+        greedy = "blocks = []\nwhile True: blocks.append(b'x' * 4_000_000); __import__('time').sleep(0.02)"
+        ended = sandbox.run_code(greedy, timeout=120)
+        assert ended.error is not None
+        assert "memory limit" in ended.error.value
+        assert sandbox.run_code("6 * 7").text == "42"
+    finally:
+        sandbox.kill()
+
+
+def test_nothing_is_left_of_it(server: RunningServer, available: None) -> None:
+    sandbox = Sandbox.create("base", metadata=GVISOR, timeout=300, **server.options)
+    sandbox.commands.run("sleep 1000", background=True)
+    assert _processes_of(server)
+    sandbox.kill()
+    directory = server.runtime_dir
+    assert sandbox.sandbox_id not in {path.name for path in directory.rglob("*")}
+    assert sandbox.sandbox_id not in Path("/proc/self/mountinfo").read_text()
+    assert not list(Path("/sys/fs/cgroup").rglob(f"*{sandbox.sandbox_id}*"))
+
+
+def _processes_of(server: RunningServer) -> list[str]:
+    """Programs called runsc below the server."""
+    return [
+        entry.name
+        for entry in Path("/proc").glob("[0-9]*")
+        if (entry / "comm").exists() and "runsc" in (entry / "cmdline").read_text().partition("\0")[0]
+    ]
+
+
+def test_an_unknown_tier_is_refused(server: RunningServer) -> None:
+    with pytest.raises(SandboxException, match=r"400.*ringfence\.isolation must be one of process, gvisor"):
+        Sandbox.create("base", metadata={"ringfence.isolation": "vm"}, **server.options)
+
+
+def test_a_server_with_a_floor_does_not_start_without_runsc(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ringfence", "serve", "--port", "0", "--isolation", "gvisor"]
+    environment = {**os.environ, "RINGFENCE_RUNSC": "/no/runsc", "RINGFENCE_TEMPLATES": "base"}
+    ended = subprocess.run(
+        [*command, "--data-dir", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode != 0
+    assert "apt install runsc" in ended.stderr
