@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from ringfence import __version__
@@ -56,3 +57,13 @@ def test_wrong_settings_of_a_server_are_one_line() -> None:
     assert ended.returncode == 1
     assert "max_sandboxes" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_dockerfile_is_one_line(tmp_path: Path) -> None:
+    server = {"E2B_API_URL": "http://127.0.0.1:1", "E2B_API_KEY": "e2b_" + "0" * 40}
+    for text in ("FROM\n", "\0\1", "FROM a AS b\nFROM b\n", ""):
+        (tmp_path / "Dockerfile").write_text(text)
+        ended = ringfence("template", "build", "x", "-f", str(tmp_path / "Dockerfile"), env=server)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"Error: {tmp_path}/Dockerfile: ")
+        assert "Traceback" not in ended.stderr

@@ -48,6 +48,7 @@ def test_the_javascript_sdks(server: RunningServer, node_modules: Path, tmp_path
         **os.environ,
         "E2B_API_URL": server.url,
         "E2B_SANDBOX_URL": server.url,
+        "E2B_VOLUME_API_URL": server.url,
         "E2B_API_KEY": server.key,
     }
     run = subprocess.run(

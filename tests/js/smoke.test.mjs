@@ -3,7 +3,9 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 
-import { CommandExitError, FileNotFoundError, NotFoundError, Sandbox as Plain, TimeoutError } from 'e2b'
+import {
+  CommandExitError, FileNotFoundError, NotFoundError, Sandbox as Plain, Template, TimeoutError, Volume,
+} from 'e2b'
 import { Sandbox } from '@e2b/code-interpreter'
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
@@ -186,4 +188,42 @@ test('lists and ends', async () => {
   assert.equal(await first.isRunning(), false)
   assert.equal(await first.kill(), false)
   assert.equal(await second.kill(), true)
+})
+
+test('a template', async () => {
+  const name = `js-${process.pid}`
+  const steps = Template().fromTemplate('base').setEnvs({ WORD: 'built' }).setWorkdir('/srv/js')
+    .runCmd('echo "$WORD" > word').setUser('root')
+  const lines = []
+  const info = await Template.build(steps, name, { onBuildLogs: (entry) => { lines.push(entry.message) } })
+  assert.ok(info.templateId)
+  assert.ok(lines.length > 0)
+  assert.equal(await Template.exists(name), true)
+  const box = await Plain.create(name)
+  assert.equal((await box.commands.run('whoami; pwd; cat word')).stdout, 'root\n/srv/js\nbuilt\n')
+  await box.kill()
+  await assert.rejects(Template.build(Template().fromTemplate('base').runCmd('exit 3'), `${name}-x`), /3/)
+})
+
+// An ordinary user's server has none unless its operator allows them.
+test('a volume', { skip: process.getuid() !== 0 }, async () => {
+  const volume = await Volume.create(`js-${process.pid}`)
+  try {
+    await volume.writeFile('/d/a.txt', 'from outside', { force: true })
+    assert.deepEqual((await volume.list('/', { depth: 2 })).map((entry) => entry.path), ['/d', '/d/a.txt'])
+    const box = await Plain.create('base', { volumeMounts: { '/mnt/v': volume } })
+    assert.equal(await box.files.read('/mnt/v/d/a.txt'), 'from outside')
+    await box.files.write('/mnt/v/b', 'from inside')
+    await box.kill()
+    assert.equal(await volume.readFile('/b'), 'from inside')
+    assert.equal((await volume.getInfo('/b')).type, 'file')
+    assert.equal((await volume.updateMetadata('/b', { mode: 0o600 })).mode, 0o600)
+    await volume.remove('/d')
+    assert.equal(await volume.exists('/d'), false)
+    await assert.rejects(volume.readFile('/nope'), /not found/)
+    assert.ok((await Volume.list()).some((one) => one.volumeId === volume.volumeId))
+  } finally {
+    assert.equal(await Volume.destroy(volume.volumeId), true)
+  }
+  assert.equal(await Volume.destroy(volume.volumeId), false)
 })

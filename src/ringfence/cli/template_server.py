@@ -49,7 +49,10 @@ class TemplateServer:
     ) -> None:
         """Build a template from a Dockerfile and show its log. Raises click.ClickException."""
         template: Any = Template(file_context_path=dockerfile.resolve().parent)
-        template = template.from_dockerfile(dockerfile.read_text())
+        try:
+            template = template.from_dockerfile(dockerfile.read_text(encoding="utf-8"))
+        except (OSError, ValueError, BuildException) as error:
+            raise click.ClickException(f"{dockerfile}: {error}") from error
         if start:
             template = template.set_start_cmd(start, ready or "true")
         elif ready:
