@@ -11,7 +11,8 @@
     ├── TemplateError           a template is unknown or could not be built
     ├── SandboxError            this sandbox is unusable; make a new one
     │   ├── SandboxNotFoundError
-    │   └── SandboxStartError
+    │   ├── SandboxStartError
+    │   └── KernelStateError   the state of its kernels cannot be copied now; the message says what to do
     ├── LimitError              a quota or ceiling would be passed; ask for less or wait
     ├── VolumeError             a volume cannot be had, or something in it is not as the request needs it
     └── BackendError            the configured backend does not answer or refuses the key
@@ -56,6 +57,10 @@ class SandboxNotFoundError(SandboxError):
 
 class SandboxStartError(SandboxError):
     """A sandbox could not be started; nothing of it is left."""
+
+
+class KernelStateError(SandboxError):
+    """The state of a sandbox's kernels cannot be copied; the sandbox itself is as it was."""
 
 
 class LimitError(RingfenceError):

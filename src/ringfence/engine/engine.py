@@ -194,7 +194,7 @@ class Engine:
                 await self.volumes.attach(mount.volume)
             way_out = await self._network.open(spec.sandbox_id, spec.network)
             birth = {**self._birth(spec, template, limits), "gvisor": gvisor}
-            answer = await self._call_with(way_out, "create", birth)
+            answer = await self._call_with(way_out, "create", {**birth, "resume": bool(spec.snapshots)})
         except BaseException:
             self._network.forget(spec.sandbox_id)
             self._specs.pop(spec.sandbox_id, None)
@@ -335,12 +335,14 @@ class Engine:
                     await service.start_service(guest, sandbox.template)
         return sandbox
 
-    async def snapshot(self, sandbox_id: str, name: str) -> int:
+    async def snapshot(self, sandbox_id: str, name: str, *, memory: bool = False) -> int:
         """Copy the files that a sandbox has written into the new snapshot `name`; its size in bytes.
 
+        memory: and the state of its Python kernels, from which those of a sandbox go on that is created with
+        the snapshot topmost. Raises KernelStateError when that cannot be done: there is no snapshot then.
         A running sandbox is frozen meanwhile. The copy does not contain the snapshots that it started from.
         """
-        answer = await self._link.call("snapshot", id=sandbox_id, name=name)
+        answer = await self._link.call("snapshot", id=sandbox_id, name=name, memory=memory)
         return int(answer["bytes"])
 
     async def unpack(self, name: str, archive: int | None, files: dict[str, str] | None = None) -> None:

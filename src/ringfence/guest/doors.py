@@ -16,6 +16,8 @@ from typing import Protocol
 import uvicorn
 
 from ringfence.guest import tunnel
+from ringfence.guest.interpreter.pool import KernelPool
+from ringfence.guest.lifeline import Lifeline
 
 _MAX_MESSAGE = 64 * 1024
 _MAX_FDS = 4
@@ -27,8 +29,8 @@ class Doors(Protocol):
     listeners: tuple[socket.socket, ...]
     """Sockets that the HTTP server accepts on itself."""
 
-    def watch(self) -> None:
-        """Begin to look out for the end of the host, which ends the sandbox."""
+    def watch(self, kernels: KernelPool) -> None:
+        """Begin to look out for what the host asks of kernels, and for its end: that of the sandbox."""
 
     async def open(self, server: uvicorn.Server) -> None:
         """Let connections in; `server` has started."""
@@ -46,10 +48,9 @@ class ListeningDoors:
         self._lifeline = lifeline
         self._server: asyncio.Server | None = None
 
-    def watch(self) -> None:
-        """The launcher says nothing any more: whatever the lifeline has to tell is its end."""
-        self._lifeline.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._lifeline, os._exit, 0)
+    def watch(self, kernels: KernelPool) -> None:
+        """Answer the launcher until its end."""
+        Lifeline(self._lifeline, kernels).start()
 
     async def open(self, server: uvicorn.Server) -> None:
         """Serve tunnels; the HTTP server accepts on its own."""
@@ -79,8 +80,8 @@ class PassedDoors:
         self._server: uvicorn.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def watch(self) -> None:
-        """Nothing yet: what comes before `open` waits in the socket."""
+    def watch(self, kernels: KernelPool) -> None:
+        """Nothing yet: what comes before `open` waits in the socket, and nothing is asked of kernels."""
         self._control.setblocking(False)
 
     async def open(self, server: uvicorn.Server) -> None:

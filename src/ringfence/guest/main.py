@@ -42,15 +42,17 @@ def run(
     intake: socket.socket | None,
     counters: Sequence[int],
     lifeline: socket.socket,
+    image: int | None = None,
 ) -> None:
     """Serve until killed.
 
     egress: the way out of the network. intake: gets the connections that the kernel leads to us, if it can.
-    lifeline: is connected to the launcher: when it closes, the sandbox must end.
+    lifeline: is connected to the launcher: when it closes, the sandbox must end. image: a file with the state
+    of another sandbox's kernels, to go on from.
     """
     meter = MemoryMeter(counters, config.memory_bytes)
     doors = ListeningDoors(http, tunnels, lifeline)
-    run_behind(config, doors, nursery, lambda: Gate(egress), intake, meter)
+    run_behind(config, doors, nursery, lambda: Gate(egress), intake, meter, image)
 
 
 def run_behind(
@@ -60,10 +62,11 @@ def run_behind(
     make_gate: Callable[[], Gate],
     intake: socket.socket | None,
     meter: MemoryMeter,
+    image: int | None = None,
 ) -> None:
     """As `run`, with what differs between the tiers made already: the doors, and the gate to the egress."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        runner.run(_serve(config, doors, nursery, make_gate, intake, meter))
+        runner.run(_serve(config, doors, nursery, make_gate, intake, meter, image))
 
 
 async def _serve(
@@ -73,8 +76,8 @@ async def _serve(
     make_gate: Callable[[], Gate],
     intake: socket.socket | None,
     meter: MemoryMeter,
+    image: int | None,
 ) -> None:
-    doors.watch()
     if intake is None:
         config = dataclasses.replace(config, env={**proxy.ENVIRONMENT, **config.env})
     # Our own dictionary, to which variables are added when an authority is to be trusted later.
@@ -88,11 +91,12 @@ async def _serve(
         SudoServer(config, UserDatabase(single_id=config.single_id), reaper).start(listen_for_sudo())
     limits = LimitWatch(meter, config.pids)
     kernels = KernelPool(config, _nursery(config, nursery, doors), meter, limits)
+    doors.watch(kernels)
     services = {
         ENVD_PORT: envd.build(config, reaper, limits=limits),
         INTERPRETER_PORT: interpreter.build(config, kernels),
     }
-    kernels.start()
+    kernels.start(image)
     gate = make_gate()
     gate.on_trust = lambda authority: _trust(config, authority)
     gate.on_note = lambda text: kernels.note(f"[network: {text}]")

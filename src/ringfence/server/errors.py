@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from ringfence.core.errors import (
     ConfigurationError,
+    KernelStateError,
     LauncherError,
     LimitError,
     RingfenceError,
@@ -37,6 +38,7 @@ _STATUS_OF: tuple[tuple[type[RingfenceError], int], ...] = (
     (LimitError, 429),
     (ConfigurationError, 400),
     (SandboxStartError, 500),
+    (KernelStateError, 409),
     (LauncherError, 503),
     (TierUnavailableError, 400),
     (UnsupportedHostError, 501),

@@ -53,13 +53,13 @@ class LifecycleRoutes:
         return Response(status_code=204)
 
     async def snapshot(self, request: Request) -> Response:
-        """``POST /sandboxes/{id}/snapshots``: its files as they are now; it goes on afterwards."""
+        """``POST /sandboxes/{id}/snapshots``: its files and Python kernels as they are; it goes on then."""
         body = await read_model(request, NewSnapshot)
         record = self._record(request)
         if body.name and self._registry.resolve_template(record.owner, body.name):
             raise ApiError(409, f"'{body.name}' is the name of a template")
         async with record.lock:
-            made = await self._snapshots.create(record, body.name)
+            made = await self._snapshots.create(record, body.name, memory=body.memory is not False)
         self._registry.log(record, f"snapshot {made.wire_id} made")
         return JSONResponse(made.described(), status_code=201)
 
@@ -78,7 +78,7 @@ class LifecycleRoutes:
         return Response(status_code=204)
 
     async def fork(self, request: Request) -> Response:
-        """``POST /sandboxes/{id}/fork``: new sandboxes on the files of this one, each of which may fail."""
+        """``POST /sandboxes/{id}/fork``: sandboxes with its files and Python kernels; each may fail."""
         body = await read_model(request, Fork)
         record = self._record(request)
         async with record.lock:

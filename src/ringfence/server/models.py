@@ -171,7 +171,7 @@ class Pause(Body):
 
 
 class NewSnapshot(Body):
-    """``POST /sandboxes/{id}/snapshots``. `memory` is accepted; only files are kept in either case."""
+    """``POST /sandboxes/{id}/snapshots``. memory: false keeps the files only, not Python's variables."""
 
     name: Annotated[str | None, Field(max_length=256)] = None
     memory: bool | None = None

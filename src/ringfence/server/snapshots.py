@@ -1,4 +1,5 @@
-"""Snapshots of sandboxes' files: made, found by id or name, deleted, and removed when nothing lies on them.
+"""Snapshots of sandboxes, of their files and the state of their Python kernels: made, found by id or name,
+deleted, and removed when nothing lies on them.
 
 A snapshot is a layer upon its template, and upon the snapshots that its sandbox was started from. So its
 files outlive its deletion for as long as a sandbox or another snapshot needs them.
@@ -75,10 +76,14 @@ class Snapshots:
             )
         return template
 
-    async def create(self, record: Record, name: str | None = None, *, hidden: bool = False) -> Snapshot:
-        """Copy what `record`'s sandbox has written; it stands still meanwhile. Raises ApiError.
+    async def create(
+        self, record: Record, name: str | None = None, *, memory: bool = True, hidden: bool = False
+    ) -> Snapshot:
+        """Copy what `record`'s sandbox has written, and with `memory` the state of its Python kernels. It
+        stands still meanwhile.
 
-        A name that is in use passes on to the new snapshot. `hidden`: for the use of one operation.
+        A name that is in use passes on to the new snapshot. `hidden`: for the use of one operation. Raises
+        ApiError, 409 when a kernel cannot be copied now.
         """
         name = self._check_name(name)
         if len(record.snapshots) >= _LONGEST_CHAIN:
@@ -93,7 +98,7 @@ class Snapshots:
         with self.kept(made):
             await self._put(made)  # first of all, so that a copy that is cut short is found at the next start
             try:
-                size = await self._engine.snapshot(record.sandbox_id, made.snapshot_id)
+                size = await self._engine.snapshot(record.sandbox_id, made.snapshot_id, memory=memory)
             except RingfenceError as error:
                 raise from_engine(error) from error
             replaced = self.find(record.owner, name) if name else None

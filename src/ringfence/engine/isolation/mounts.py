@@ -74,6 +74,19 @@ def clone_lowers(layers: Sequence[LayerPaths], idmap_fd: int | None) -> list[lis
     return [[clone(path, idmap_fd) for path in layer.lowers] for layer in layers]
 
 
+def open_file(directory: str, name: str) -> int:
+    """A descriptor of a file that can be read and mapped, but not be changed in any way, whoever owns it: it
+    is opened through a read-only mount of its own.
+    """
+    fd = linux.open_tree(linux.AT_FDCWD, directory, linux.OPEN_TREE_CLONE)
+    try:
+        flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+        linux.mount_setattr(fd, attr_set=flags | linux.MOUNT_ATTR_NOEXEC)
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
 def clone(path: str, idmap_fd: int | None, *, writable: bool = False) -> int:
     """A detached copy of the mount at `path`, id-mapped when `idmap_fd`, a user namespace, is given."""
     fd = linux.open_tree(linux.AT_FDCWD, path, linux.OPEN_TREE_CLONE)

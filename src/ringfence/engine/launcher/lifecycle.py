@@ -5,21 +5,25 @@ its end.
 - *suspended*: its processes have ended, its files stay, with its slot (ids) and its cgroup;
 - a *snapshot* is a copy of its upper layers in a directory, ``0``, ``1``, … by overlay. The copy is made in
   the sandbox's own user namespace: the child that makes it has no power over anything but the sandbox's
-  files. As root the directory is seen through an id-mapped mount, so ids on disk are ids inside.
+  files. As root the directory is seen through an id-mapped mount, so ids on disk are ids inside. It may have
+  the state of the sandbox's kernels beside them, see `states`.
 """
 
 import contextlib
+import functools
 import os
 import re
+import select
 import selectors
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import LauncherError
+from ringfence.core.errors import KernelStateError, LauncherError
 from ringfence.engine.isolation import disk, linux, userns
-from ringfence.engine.launcher import standstill, treecopy
+from ringfence.engine.launcher import standstill, states, treecopy
 from ringfence.engine.launcher.helpers import in_child, result_of
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
@@ -29,6 +33,7 @@ from ringfence.engine.launcher.unpack import (
     leave_the_host,
     load_decompressor,
 )
+from ringfence.engine.zygote import channel
 
 Reply = Callable[..., None]
 _NAME = re.compile(r"[a-z0-9]{1,64}")
@@ -52,16 +57,36 @@ def end_helper(record: SandboxRecord) -> None:
             linux.pidfd_send_signal(record.helper, signal.SIGKILL)
 
 
+@dataclass
+class _Copy:
+    """A snapshot that is being made. thaw: the sandbox goes on afterwards. saving: its kernels must be told
+    that they may. size: bytes of their state.
+    """
+
+    request_id: int
+    record: SandboxRecord
+    directory: str
+    thaw: bool
+    saving: bool = False
+    size: int = 0
+
+
 class Lifecycle:
-    """Freezes, thaws and copies sandboxes of one launcher."""
+    """Freezes, thaws and copies sandboxes of one launcher. read_reports: takes what a guest has said."""
 
     def __init__(
-        self, host: Host, snapshot_dir: str | None, selector: selectors.BaseSelector, reply: Reply
+        self,
+        host: Host,
+        snapshot_dir: str | None,
+        selector: selectors.BaseSelector,
+        reply: Reply,
+        read_reports: Callable[[SandboxRecord], None],
     ) -> None:
         self._host = host
         self._snapshot_dir = snapshot_dir
         self._selector = selector
         self._reply = reply
+        self._read_reports = read_reports
         if snapshot_dir is not None:
             Path(snapshot_dir).mkdir(0o700, parents=True, exist_ok=True)
 
@@ -86,34 +111,132 @@ class Lifecycle:
         self._let_go(record, record.frozen)
         self._reply(request_id)
 
-    def snapshot(self, request_id: int, record: SandboxRecord, name: str) -> None:
-        """Copy the sandbox's upper layers into the new snapshot `name`; it stands still meanwhile."""
+    def states_in(self, path: str) -> tuple[str, str] | None:
+        """Where the snapshot at `path` has the state of kernels, directory and name; None without one."""
+        return states.place_in(path)
+
+    def snapshot(self, request_id: int, record: SandboxRecord, name: str, *, memory: bool) -> None:
+        """Copy the sandbox's upper layers into the new snapshot `name`, and with `memory` first the state of
+        its kernels. It stands still meanwhile, and its kernels from when they are saved.
+        """
         directory = self.snapshot_path(name)
         alive = (record.ready or record.suspended) and not record.killed
         if not alive or record.helper >= 0 or record.disk_fd < 0:
             raise LauncherError(f"sandbox {record.sandbox_id} cannot be copied now")
-        thaw = record.ready and not record.frozen
-        if thaw:
+        if memory and record.gvisor:
+            raise KernelStateError(
+                f"sandbox {record.sandbox_id} runs under gVisor, where the variables of kernels cannot be "
+                "copied: make a snapshot of its files only (memory=false)"
+            )
+        Path(directory).mkdir(0o700)
+        copy = _Copy(request_id, record, directory, thaw=record.ready and not record.frozen)
+        if memory and record.ready and record.template.zygote is not None:
+            self._save_states(copy)
+        else:
+            self._copy_files(copy)
+
+    def _save_states(self, copy: "_Copy") -> None:
+        record = copy.record
+        self._let_go(record, record.frozen)  # what is paused goes on for as long as its kernels take
+        copy.saving = record.saving = True
+        record.unsaved = ""
+        request = {"save": states.request_for(record)}
+        file, source, target = states.open_place(copy.directory)
+        try:
+            work = functools.partial(states.store, record, source, file)
+            answer, pid = in_child(work, record.slot_fd, source, file)
+            if not self._tell(record, request, target):
+                record.unsaved = f"the guest of sandbox {record.sandbox_id} does not answer"
+        finally:
+            channel.close_all([file, source, target])
+        record.helper = linux.pidfd_open(pid)
+        self._selector.register(answer, selectors.EVENT_READ, lambda: self._on_saved(copy, answer))
+
+    def _on_saved(self, copy: "_Copy", answer: int) -> None:
+        result, record = self._helped(copy.record, answer), copy.record
+        self._read_reports(record)
+        record.saving = False
+        if record.killed or not record.ready:
+            self._fail(copy, f"sandbox {record.sandbox_id} ended while it was copied")
+        elif record.unsaved:
+            self._fail(copy, record.unsaved, "KernelStateError")
+        elif "error" in result:
+            self._fail(copy, f"the state of its kernels could not be stored: {result['error']}")
+        elif result["result"]["bytes"] == 0:
+            self._fail(copy, f"the guest of sandbox {record.sandbox_id} saved nothing", "KernelStateError")
+        else:
+            copy.size = result["result"]["bytes"]
+            try:
+                self._copy_files(copy)
+            except OSError as error:
+                self._fail(copy, f"sandbox {record.sandbox_id} cannot be copied: {error}")
+
+    def _copy_files(self, copy: "_Copy") -> None:
+        record = copy.record
+        if record.ready and not record.frozen:
             standstill.hold(record, freezer=self._host.cgroups.can_freeze)
         try:
-            Path(directory).mkdir(0o700)
-            answer, pid = self._start_copy(record, directory)
+            answer, pid = self._start_copy(record, copy.directory)
         except OSError:
-            self._let_go(record, thaw)
+            self._let_go(record, copy.thaw)
             raise
         record.helper = linux.pidfd_open(pid)
-        self._selector.register(
-            answer, selectors.EVENT_READ, lambda: self._on_copied(request_id, record, answer, thaw, directory)
-        )
+        self._selector.register(answer, selectors.EVENT_READ, lambda: self._on_copied(copy, answer))
+
+    def _on_copied(self, copy: "_Copy", answer: int) -> None:
+        result = self._helped(copy.record, answer)
+        if "error" in result:
+            text = f"the files of sandbox {copy.record.sandbox_id} could not be copied: {result['error']}"
+            self._fail(copy, text)
+        else:
+            self._go_on(copy)
+            files = result["result"]
+            self._reply(copy.request_id, bytes=files["bytes"] + copy.size, entries=files["entries"])
+
+    def _fail(self, copy: "_Copy", text: str, kind: str = "LauncherError") -> None:
+        """Take back a copy, with its reason."""
+        self._go_on(copy)
+        self._erase(copy.request_id, copy.directory, text, kind)
+
+    def _go_on(self, copy: "_Copy") -> None:
+        """Leave the sandbox as it was before the copy."""
+        record = copy.record
+        if copy.thaw:
+            self._let_go(record, record.frozen)
+        elif record.ready and not record.frozen and not record.killed:
+            with contextlib.suppress(OSError):
+                standstill.hold(record, freezer=self._host.cgroups.can_freeze)
+        if copy.saving and record.ready:
+            self._tell(record, {"go_on": True})
+
+    @staticmethod
+    def _tell(record: SandboxRecord, message: dict[str, Any], *fds: int) -> bool:
+        """Send a guest a message, if it has room for one: a hostile one may have stopped reading."""
+        try:
+            if not select.select([], [record.report], [], 0)[1]:
+                return False
+            channel.send(record.report, message, fds)
+        except (channel.ChannelClosedError, OSError, ValueError):
+            return False
+        return True
+
+    def _helped(self, record: SandboxRecord, answer: int) -> dict[str, Any]:
+        """What a sandbox's helper has answered, which has ended."""
+        result = self._finish(answer)
+        os.close(record.helper)
+        record.helper = -1
+        return result
 
     def erase(self, request_id: int, name: str) -> None:
         """Remove a snapshot's directory, if it is there."""
         self._erase(request_id, self.snapshot_path(name), None)
 
-    def _erase(self, request_id: int, directory: str, because: str | None) -> None:
+    def _erase(
+        self, request_id: int, directory: str, because: str | None, kind: str = "LauncherError"
+    ) -> None:
         answer, _ = in_child(lambda: treecopy.remove(directory))
         self._selector.register(
-            answer, selectors.EVENT_READ, lambda: self._on_erased(request_id, answer, because)
+            answer, selectors.EVENT_READ, lambda: self._on_erased(request_id, answer, because, kind)
         )
 
     def unpack(self, request_id: int, name: str, archive: int | None, files: dict[str, str]) -> None:
@@ -168,28 +291,15 @@ class Lifecycle:
 
         return in_child(copy, record.slot_fd, record.disk_fd)
 
-    def _on_copied(
-        self, request_id: int, record: SandboxRecord, answer: int, thaw: bool, directory: str
-    ) -> None:
-        result = self._finish(answer)
-        os.close(record.helper)
-        record.helper = -1
-        self._let_go(record, thaw)
-        if "error" in result:
-            text = f"the files of sandbox {record.sandbox_id} could not be copied: {result['error']}"
-            self._erase(request_id, directory, text)
-        else:
-            self._reply(request_id, **result["result"])
-
     def _let_go(self, record: SandboxRecord, thaw: bool) -> None:
         if thaw and record.frozen:
             standstill.release(record, freezer=self._host.cgroups.can_freeze)
 
-    def _on_erased(self, request_id: int, answer: int, because: str | None) -> None:
+    def _on_erased(self, request_id: int, answer: int, because: str | None, kind: str) -> None:
         result = self._finish(answer)
         error = because or result.get("error")
         if error:
-            self._reply(request_id, error=error, kind="LauncherError")
+            self._reply(request_id, error=error, kind=kind)
         else:
             self._reply(request_id)
 

@@ -7,14 +7,15 @@ ends when the engine's end of the channel closes, and everything it started ends
 - ``warm`` (template): the report of the preload, when the template's zygote is warm; a template without a
   ``python`` gets no zygote, and its sandboxes no kernels;
 - ``cool`` (template): ends its zygote, when it has no sandboxes;
-- ``create`` (id, template, limits, guest, hostname; beside it, the guest's channel to the egress): its pid,
-  when the guest is about to serve;
+- ``create`` (id, template, limits, guest, hostname, resume; beside it, the guest's channel to the egress):
+  its pid, when the guest is about to serve; resume: on the state of kernels in its topmost snapshot, if any;
 - ``kill`` (id): whether it existed, when nothing is left of it;
 - ``stats`` (id): memory, processor and process counts;
 - ``freeze``, ``thaw`` (id): let all of its processes stand still, let them go on;
 - ``suspend`` (id): end its processes and keep its files; ``revive`` (as ``create``): start again on them;
 - ``unpack`` (name, files, a layer's archive): add an image's layer to a snapshot of nothing;
-- ``snapshot`` (id, name), ``erase`` (name): copy a sandbox's layers, remove such a copy;
+- ``snapshot`` (id, name, memory), ``erase`` (name): copy a sandbox's layers, and with `memory` the state of
+  its kernels; remove such a copy;
 - ``volume_attach``, ``volume_remove`` (volume): mount a volume for sandboxes to come, remove it for good;
 - ``volume_agent`` (volume; beside it, the agent's end of a channel): start the process for its contents.
 
@@ -32,7 +33,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
+from ringfence.core.errors import KernelStateError, LauncherError, RingfenceError, SandboxNotFoundError
 from ringfence.engine.isolation import disk, linux, loop, oom, seccomp
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.lifecycle import Lifecycle
@@ -144,7 +145,9 @@ class Launcher:
             self._announce,
             self._rotation.forked,
         )
-        self._lifecycle = Lifecycle(self._host, request["snapshot_dir"], self._selector, self._reply)
+        self._lifecycle = Lifecycle(
+            self._host, request["snapshot_dir"], self._selector, self._reply, self._sandboxes.read_reports
+        )
         self._volumes = Volumes(
             self._host, request["volume_dir"], request["runtime_dir"], self._program, self._reply,
             self._selector,
@@ -260,7 +263,13 @@ class Launcher:
         lifecycle = self._ready_lifecycle()
         snapshots = [lifecycle.snapshot_path(name) for name in request["snapshots"]]
         volumes = self._ready_volumes().sources(request["volumes"])
-        return {**request, "snapshots": snapshots, "volumes": volumes}
+        states = lifecycle.states_in(snapshots[0]) if request.get("resume") else None
+        if states and request.get("gvisor"):
+            raise KernelStateError(
+                "this snapshot has variables of Python kernels, which cannot be loaded under gVisor; make "
+                "one of the files only (memory=false)"
+            )
+        return {**request, "snapshots": snapshots, "volumes": volumes, "states": states}
 
     def _ready_volumes(self) -> Volumes:
         if self._volumes is None:
@@ -296,7 +305,8 @@ class Launcher:
         sandboxes.revive(request_id, self._with_paths(request), self._record(request["id"]))
 
     def _verb_snapshot(self, request_id: int, request: dict[str, Any]) -> None:
-        self._ready_lifecycle().snapshot(request_id, self._record(request["id"]), request["name"])
+        record = self._record(request["id"])
+        self._ready_lifecycle().snapshot(request_id, record, request["name"], memory=request["memory"])
 
     def _verb_unpack(self, request_id: int, request: dict[str, Any]) -> None:
         archive = request["fds"][0] if request["fds"] else None

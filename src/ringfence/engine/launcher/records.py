@@ -76,7 +76,8 @@ class SandboxRecord:
     files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
     gvisor: whether its kernel is gVisor.
     stopped_before: pids that were stopped already when it was held by signals. namespaces: what a nursery
-    joins. nurseries: how many more than the first it has had.
+    joins. nurseries: how many more than the first it has had. saving: its guest may say why it could not save
+    the state of its kernels, which is then `unsaved`.
     """
 
     sandbox_id: str
@@ -105,6 +106,8 @@ class SandboxRecord:
     helper: int = -1
     gvisor: bool = False
     stopped_before: set[int] = field(default_factory=set)
+    saving: bool = False
+    unsaved: str = ""
 
     def end_life(self) -> None:
         """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""

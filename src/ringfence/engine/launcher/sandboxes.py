@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -145,6 +146,7 @@ class Sandboxes:
                 "cpus": limits["cpus"],
                 "volumes": request["volumes"],
             },
+            "states": request.get("states"),
         }
 
     def _on_report(self, record: SandboxRecord) -> None:
@@ -167,11 +169,16 @@ class Sandboxes:
         """Do what a report asks for, if it may come now; whether it did.
 
         All reports come before `ready`, from code of ours that has not met anything hostile. Afterwards the
-        guest holds the channel, and may only ask for another nursery.
+        guest holds the channel, and may only ask for another nursery, or say why it could not save what it
+        was asked to.
         """
         if record.ready:
-            if message == {"nursery": True} and len(fds) == 1:
-                return self._renew_nursery(record, fds[0])
+            match message:
+                case {"nursery": True} if len(fds) == 1 and len(message) == 1:
+                    return self._renew_nursery(record, fds[0])
+                case {"unsaved": str(text)} if record.saving and not fds:
+                    record.saving, record.unsaved = False, text[:MAX_ERROR] or "its guest does not say why"
+                    return True
             if self._host.debug:
                 os.write(2, f"guest of {record.sandbox_id}: {json.dumps(message)[:MAX_TRACE]}\n".encode())
             return False
@@ -191,6 +198,13 @@ class Sandboxes:
             case _:
                 return False
         return True
+
+    def read_reports(self, record: SandboxRecord) -> None:
+        """Take what a guest has said by now."""
+        while record.report.fileno() >= 0 and record.report in self._selector.get_map():
+            if not select.select([record.report], [], [], 0)[0]:
+                return
+            self._on_report(record)
 
     def _conceived(self, record: SandboxRecord, pid: int, namespaces: list[int]) -> None:
         record.pid = pid

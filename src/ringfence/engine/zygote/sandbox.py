@@ -3,7 +3,8 @@
 The order is the point. Each step needs a power that a later one gives up:
 
 1. join the sandbox's cgroups, so that everything after is counted;
-2. clone the template's directories, and volumes, as id-mapped mounts (needs the launcher's privilege);
+2. clone the template's directories, and volumes, as id-mapped mounts, and open the saved state of kernels, if
+   any, through a read-only one (needs the launcher's privilege);
 3. enter the template's user namespace: from here on no privilege on the host is left;
 4. new mount, PID, network, IPC, UTS and cgroup namespaces, which the template namespace owns, so that nobody
 in the
@@ -67,6 +68,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         idmap = given.sandbox_ns if request["idmap"] else None
         trees = mounts.clone_lowers(plan.layers, idmap)
         volumes = volume_mounts.clone(plan.volumes, idmap)
+        states = mounts.open_file(*request["states"]) if request["states"] else None
         if not request["single_id"]:
             os.setgroups([])
         userns.enter(given.template_ns, 0)
@@ -80,7 +82,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         if pid:
             report_namespaces(report, pid, names)
             return
-        intake = _become_init(request, plan, (trees, volumes), given, program, parent)
+        intake = _become_init(request, plan, (trees, volumes), given, program, parent, states)
         channel.send(report, {"ready": True})
         guest_main.run(
             GuestConfig(**request["guest"]),
@@ -91,6 +93,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
             intake=intake,
             counters=given.counters,
             lifeline=report,
+            image=states,
         )
 
 
@@ -124,6 +127,7 @@ def _become_init(
     given: Descriptors,
     program: bytes,
     parent: int,
+    states: int | None,
 ) -> socket.socket | None:
     os.setsid()
     set_title("init")
@@ -140,7 +144,7 @@ def _become_init(
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.close(given.sandbox_ns)
     os.close(given.template_ns)
-    _keep_only(given, intake)
+    _keep_only(given, intake, states)
     rlimits.apply(request["limits"], bound_memory=not given.counters)
     capabilities.drop(keep=_KEPT)
     capabilities.no_new_privs()
@@ -158,11 +162,10 @@ def _hand_over_disk(report: int, disk: int) -> None:
     os.close(disk)
 
 
-def _keep_only(given: Descriptors, intake: socket.socket | None) -> None:
-    listeners = () if intake is None else (intake.fileno(),)
-    kept = sorted(
-        {given.report, given.http, given.tunnel, given.nursery, given.egress, *listeners, *given.counters}
-    )
+def _keep_only(given: Descriptors, intake: socket.socket | None, states: int | None) -> None:
+    more = [*([intake.fileno()] if intake else []), *([states] if states is not None else [])]
+    always = {given.report, given.http, given.tunnel, given.nursery, given.egress, *given.counters}
+    kept = sorted(always.union(more))
     first = 3
     for fd in kept:
         if fd > first:

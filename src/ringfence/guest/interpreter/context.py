@@ -1,12 +1,16 @@
 """One code context: a kernel, started anew when it was lost, and the cells that wait for it."""
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from ringfence.guest.interpreter import events
-from ringfence.guest.interpreter.kernel import Kernel, KernelSpec, Run
+from ringfence.guest.interpreter.kernel import Kernel, KernelSpec
 from ringfence.guest.interpreter.nursery import KernelStartError, NurseryClient
+from ringfence.guest.interpreter.run import Run
+from ringfence.guest.interpreter.saved import KernelState
+from ringfence.guest.interpreter.saving import SaveError, save_kernel
 
 INTERRUPT_GRACE = 5.0
 """Seconds a cell has to end after an interrupt; then its kernel is killed."""
@@ -14,6 +18,9 @@ OUTPUT_LIMIT = 20 * 1024 * 1024
 """Bytes a cell may print, to stdout and stderr together."""
 RESULTS_LIMIT = 64 * 1024 * 1024
 """Bytes the results of a cell may have together."""
+
+_MAX_REASON = 1000
+NOT_RESTORED = "This context is a copy, but the variables of its kernel could not be restored."
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,22 @@ class Execution:
 
 
 class Context:
-    """A context of E2B's: an id, a language, a directory and a state that lasts from cell to cell."""
+    """A context of E2B's: an id, a language, a directory and a state that lasts from cell to cell.
 
-    def __init__(self, context_id: str, nursery: NurseryClient, spec: KernelSpec) -> None:
+    state: that of another context's kernel, which the first kernel goes on from.
+    """
+
+    def __init__(
+        self, context_id: str, nursery: NurseryClient, spec: KernelSpec, state: KernelState | None = None
+    ) -> None:
         self.id = context_id
         self.spec = spec
+        self._state = state
+        self._settled = asyncio.Event()
+        if state is None:
+            self._settled.set()
+        self._held: Kernel | None = None
+        self.notes: list[str] = []
         self._nursery = nursery
         self._lock = asyncio.Lock()
         self._kernel: Kernel | None = None
@@ -76,11 +94,44 @@ class Context:
         if self._kernel is not None:
             self._kernel.note(text)
 
+    async def save(self, target: int, room: int, memory: int, deadline: float) -> int:
+        """Write the kernel's state into the pipe `target`, and let the kernel stand still until `go_on`.
+
+        How many bytes; zero when there is no state. As `saving.save_kernel`, which see for the rest.
+        """
+        try:
+            await asyncio.wait_for(self._settled.wait(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise SaveError("it is still starting") from None
+        kernel = self._kernel
+        if kernel is None or not kernel.alive or not kernel.used:
+            return 0
+        self._held = kernel
+        return await save_kernel(kernel, target, room, memory, deadline)
+
+    async def go_on(self) -> None:
+        """Let the kernel go on after `save`, however that ended."""
+        kernel, self._held = self._held, None
+        if kernel is not None:
+            await kernel.go_on()
+
+    @property
+    def copied(self) -> bool:
+        """Whether the state of another kernel waits to be loaded."""
+        return self._state is not None
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a kernel that has run something."""
+        return self._kernel is not None and self._kernel.alive and self._kernel.used
+
     async def restart(self) -> None:
         """A new kernel without the old one's state. A cell that runs meanwhile ends with an error that says
         so.
         """
         await self._end_kernel("the context was restarted")
+        self._state = None
+        self.notes.clear()
         await self.start()
 
     async def close(self) -> None:
@@ -108,8 +159,26 @@ class Context:
             lost = await self._kernel.ended
             self._kernel = None
         if self._kernel is None:
-            self._kernel = await Kernel.start(self._nursery, self.spec)
+            self._settled.clear()
+            try:
+                self._kernel = await self._start_kernel()
+            finally:
+                self._settled.set()
         return self._kernel, lost
+
+    async def _start_kernel(self) -> Kernel:
+        """A new kernel: the first one with the state that it is to go on from, when it can."""
+        state, self._state = self._state, None
+        if state is not None:
+            try:
+                kernel = await Kernel.start(self._nursery, self.spec, state)
+            except KernelStartError as error:
+                reason = str(error).strip()[-_MAX_REASON:]
+                self.notes = [f"{NOT_RESTORED} Its Python starts afresh. The reason: {reason}"]
+            else:
+                self.notes = kernel.notes
+                return kernel
+        return await Kernel.start(self._nursery, self.spec)
 
     async def _execute(self, execution: Execution) -> None:
         queue = execution.events
@@ -133,6 +202,11 @@ class Context:
             note = f"The kernel of this context {lost} since the last cell; its variables are lost."
             queue.put_nowait(events.context_state("reset", note))
             queue.put_nowait(events.output("stderr", f"{note}\n"))
+        for note in self.notes:
+            if note.startswith(NOT_RESTORED):
+                queue.put_nowait(events.context_state("lost", note))
+            queue.put_nowait(events.output("stderr", f"{note}\n"))
+        self.notes = []
         finished = asyncio.get_running_loop().create_future()
         run = Run(cell.code, cell.env, queue, OUTPUT_LIMIT, RESULTS_LIMIT, finished)
         limits = self.spec.limits

@@ -14,12 +14,19 @@ from ringfence.guest.interpreter.identity import User
 from ringfence.guest.interpreter.languages import Language
 from ringfence.guest.interpreter.nursery import Forked, KernelStartError, NurseryClient
 from ringfence.guest.interpreter.output import OutputPipe, make_pipe
+from ringfence.guest.interpreter.run import Run
+from ringfence.guest.interpreter.saved import KernelState
+from ringfence.guest.interpreter.saving import StateRequest
 from ringfence.guest.limits import LimitWatch
 from ringfence.guest.memory import MemoryMeter
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes one message of a kernel may have, and one cell."""
 _START_SECONDS = 120.0
+_CALL = signal.SIGRTMIN + 13
+"""The signal that `ringfence.guest.kernel.interrupts` answers to."""
+_MAX_NOTES = 50
+_MAX_NOTE = 16 * 1024
 _SHUTDOWN_SECONDS = 1.0
 _IDLE_OUTPUT = 64 * 1024
 
@@ -42,73 +49,11 @@ class KernelSpec:
     limits: LimitWatch | None = None
 
 
-@dataclass
-class Run:
-    """One cell on its way through a kernel. `queue` takes its events; `finished` says how the run ended.
-
-    The result of `finished` is None when the kernel says the cell is done, else the reason why it never will
-    be.
-    """
-
-    code: str
-    env: dict[str, str]
-    queue: asyncio.Queue[events.Event]
-    output_limit: int
-    results_limit: int
-    finished: asyncio.Future[str | None]
-    silent: bool = False
-    started: bool = False
-    interrupted: bool = False
-    hold_error: bool = False
-    error: events.Event | None = None
-    printed: int = 0
-    dropped: int = 0
-    shown: int = 0
-
-    def allow(self, count: int) -> int:
-        """How many of `count` more bytes of output may be passed on."""
-        allowed = max(0, min(count, self.output_limit - self.printed))
-        self.printed += allowed
-        return allowed
-
-    def over(self, dropped: int) -> None:
-        """`dropped` bytes of output were not passed on; the first time, say so."""
-        if not self.dropped:
-            self.note(f"[the output limit of {self.output_limit} bytes is reached; the rest is dropped]")
-        self.dropped += dropped
-
-    def show(self, event: events.Event, size: int) -> None:
-        """Pass on a result of about `size` bytes, unless the results of this cell are too large together."""
-        if self.shown + size > self.results_limit:
-            self.note(
-                f"[a result of {size} bytes is dropped: the limit for a cell is {self.results_limit} bytes]"
-            )
-            return
-        self.shown += size
-        self.queue.put_nowait(event)
-
-    def fail(self, error: events.Event) -> None:
-        """The cell raised. With `hold_error`, the error is only kept: another one will tell why it ended."""
-        self.error = error
-        if not self.hold_error:
-            self.queue.put_nowait(error)
-
-    def note(self, text: str) -> None:
-        """Tell the user something of our own, on stderr."""
-        self.queue.put_nowait(events.output("stderr", f"{text}\n"))
-
-    def finish(self, ending: str | None) -> None:
-        """The run has ended: done (None), or never to be done."""
-        if self.dropped:
-            self.note(f"[{self.dropped} bytes of output were dropped]")
-        if not self.finished.done():
-            self.finished.set_result(ending)
-
-
 class Kernel:
     """A running kernel. Make one with `start`; it is of no use any more once `ended` is done.
 
-    ended: becomes a sentence that says how the process ended.
+    ended: becomes a sentence that says how the process ended. used: whether it has a state worth keeping.
+    notes: what the user should know of the state it has taken on.
     """
 
     def __init__(
@@ -124,6 +69,10 @@ class Kernel:
         self._memory = memory
         self._oom_kills = memory.oom_kills()
         self._run: Run | None = None
+        self._sending = asyncio.Lock()
+        self._copy: StateRequest | None = None
+        self.used = False
+        self.notes: list[str] = []
         self._interrupts = 0
         self._idle: list[tuple[StreamName, str]] = []
         self._idle_room = limits
@@ -137,8 +86,12 @@ class Kernel:
         self._loop.add_reader(connection.fileno(), self._readable)
 
     @classmethod
-    async def start(cls, nursery: NurseryClient, spec: KernelSpec) -> "Kernel":
-        """A kernel that is ready for its first cell. Raises KernelStartError."""
+    async def start(
+        cls, nursery: NurseryClient, spec: KernelSpec, state: KernelState | None = None
+    ) -> "Kernel":
+        """A kernel that is ready for its first cell; with `state`, that of another one, it goes on from
+        there. Raises KernelStartError.
+        """
         ours, theirs = socket.socketpair()
         stdout, stderr, null = make_pipe(), make_pipe(), os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         kernel = cls(ours, (stdout[0], stderr[0]), _IDLE_OUTPUT, spec.memory)
@@ -152,14 +105,20 @@ class Kernel:
             theirs.close()
             for fd in (null, stdout[1], stderr[1]):
                 os.close(fd)
-        await kernel._begin(forked, spec.language)
+        await kernel._begin(forked, spec.language, state)
         return kernel
 
-    async def _begin(self, forked: Forked, language: Language) -> None:
+    async def _begin(self, forked: Forked, language: Language, state: KernelState | None) -> None:
         self._pid = forked.pid
         forked.exited.add_done_callback(self._exited)
+        init: dict[str, Any] = {"op": "init", "language": language.kernel, "spec": language.spec}
+        descriptors: tuple[int, ...] = ()
+        if state is not None:
+            init["state"] = {"start": state.start, "length": state.length}
+            descriptors = (state.descriptor,)
+            self.used = True
         try:
-            await self._send({"op": "init", "language": language.kernel, "spec": language.spec})
+            await self.send(init, *descriptors)
             await asyncio.wait_for(self._ready, _START_SECONDS)
         except TimeoutError:
             self.kill(f"it was not ready within {_START_SECONDS:.0f} s")
@@ -185,9 +144,32 @@ class Kernel:
             run.finish(self.ended.result())
             return
         self._run = run
+        self.used = True
         cell = {"op": "execute", "code": run.code, "env": run.env, "silent": run.silent}
         # A kernel that hears of interrupts late can tell by their number which were for the cells before.
-        await self._send({**cell, "interrupts": self._interrupts})
+        await self.send({**cell, "interrupts": self._interrupts})
+
+    async def request_state(self, pipe: int, memory: int) -> StateRequest:
+        """Ask the kernel to write its state into `pipe`, using at most `memory` bytes. It then stands still
+        until `go_on`.
+        """
+        self._copy = StateRequest()
+        if self.ended.done():
+            self._copy.ended(self.ended.result())
+        await self.send({"op": "save", "room": memory}, pipe)
+        return self._copy
+
+    async def go_on(self) -> None:
+        """Let a kernel go on that has written its state."""
+        if self._copy is not None:
+            self._copy = None
+            await self.send({"op": "go"})
+
+    def call(self) -> None:
+        """Have the kernel look for a request, even in the middle of a cell. Its children are not called."""
+        if self._pid and not self.ended.done():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._pid, _CALL)
 
     def note(self, text: str) -> None:
         """Tell the user of the cell that runs something of our own; nothing when none runs."""
@@ -223,9 +205,22 @@ class Kernel:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)
 
-    async def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the kernel has ended; that is told when its exit status comes
-            await self._loop.sock_sendall(self._connection, json.dumps(message).encode("ascii") + b"\n")
+    async def send(self, message: dict[str, Any], *descriptors: int) -> None:
+        """Send a message, and with its first byte the descriptors."""
+        line = json.dumps(message).encode("ascii") + b"\n"
+        async with self._sending:
+            # A kernel that has ended does not matter here: that is told when its exit status comes.
+            with contextlib.suppress(OSError):
+                if descriptors:
+                    line = line[await self._send_first(line, descriptors) :]
+                await self._loop.sock_sendall(self._connection, line)
+
+    async def _send_first(self, line: bytes, descriptors: tuple[int, ...]) -> int:
+        while True:
+            try:
+                return socket.send_fds(self._connection, [line], descriptors)
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
 
     # What comes from the kernel
 
@@ -285,7 +280,11 @@ class Kernel:
         kind = message["event"]
         run = self._run
         if kind == "ready" and not self._ready.done():
+            self.notes = [str(note)[:_MAX_NOTE] for note in list(message.get("notes", ()))[:_MAX_NOTES]]
             self._ready.set_result(None)
+        elif kind in ("saving", "saved"):
+            if self._copy is not None:
+                self._copy.heard(message)
         elif run is None:
             return
         elif kind == "started":
@@ -323,6 +322,8 @@ class Kernel:
         ending = _describe(exited.result(), self._killed_for, self._memory.describe() if starved else None)
         if not self.ended.done():
             self.ended.set_result(ending)
+        if self._copy is not None:
+            self._copy.ended(ending)
         if not self._ready.done():
             said = "".join(text for _, text in self._idle).strip()
             self._ready.set_exception(KernelStartError(said or f"the kernel did not start: {ending}"))

@@ -2,14 +2,19 @@
 
 import asyncio
 import logging
+import os
+import time
 import uuid
+from dataclasses import replace
 
 from ringfence.guest.config import GuestConfig
-from ringfence.guest.interpreter.context import Context
+from ringfence.guest.interpreter.context import NOT_RESTORED, Context
 from ringfence.guest.interpreter.identity import kernel_environment, kernel_user
 from ringfence.guest.interpreter.kernel import KernelSpec
-from ringfence.guest.interpreter.languages import JAVASCRIPT, Language, Languages
+from ringfence.guest.interpreter.languages import JAVASCRIPT, PYTHON, Language, Languages
 from ringfence.guest.interpreter.nursery import KernelStartError, NurseryClient
+from ringfence.guest.interpreter.saved import KernelState, SavedContext, padding, read_contexts, table_of
+from ringfence.guest.interpreter.saving import SaveError
 from ringfence.guest.limits import LimitWatch
 from ringfence.guest.memory import MemoryMeter
 
@@ -39,22 +44,79 @@ class KernelPool:
         self._starting: asyncio.Task[None] | None = None
         self._languages = Languages(kernel_user(config).home, config.node_modules)
 
-    def start(self) -> None:
-        """Make the default contexts, and start Python's kernel in the background; JavaScript's starts with
-        its first cell.
+    def start(self, image: int | None = None) -> None:
+        """Make the contexts, and start Python's kernels in the background; JavaScript's starts with its first
+        cell.
+
+        image: a file with the contexts of another sandbox, of which this one is a copy.
         """
+        if image is not None:
+            self._restore(image)
         context = self.default("python")
         if self._languages.missing_for_javascript() is None:
             self.default(JAVASCRIPT.name)
         self._starting = asyncio.get_running_loop().create_task(self._warm(context))
 
-    async def _warm(self, context: Context) -> None:
+    async def _warm(self, first: Context) -> None:
+        for context in (first, *(one for one in self.list() if one is not first and one.copied)):
+            try:
+                await context.start()
+            except KernelStartError as error:
+                # It is told again when the context is used.
+                _log.warning("the kernel of context %s did not start: %s", context.id, error)
+
+    def _restore(self, image: int) -> None:
         try:
-            await context.start()
-        except KernelStartError as error:
-            _log.warning(
-                "the default context's kernel did not start: %s", error
-            )  # told again when it is used
+            saved = read_contexts(image)
+        except (ValueError, OSError) as error:
+            self.default("python").notes = [
+                f"{NOT_RESTORED} The reason: the saved state is damaged ({error})."
+            ]
+            return
+        for one in saved:
+            try:
+                language = self._languages.find(one.language)
+            except KernelStartError:
+                continue  # its kernel was installed by other means than files
+            context = self._add(language.default() if one.default else language, one.cwd, one)
+            if one.lost:
+                context.notes = [f"{NOT_RESTORED} Only Python's variables are copied."]
+            kind = language.kernel + language.spec
+            if one.default and kind not in self._defaults:
+                self._defaults[kind] = context
+
+    async def save(self, target: int, room: int, memory: int, seconds: float) -> None:
+        """Write the state of all contexts into the pipe `target`. Their kernels stand still until `go_on`.
+
+        room: the most bytes that may be written. memory: how many bytes of memory a kernel may use for it.
+        Raises SaveError when one cannot be saved within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        rows: list[SavedContext] = []
+        position = 0
+        for context in self.list():
+            row = SavedContext(
+                context.id, context.spec.language.name, context.spec.cwd, context in self._defaults.values()
+            )
+            if context.spec.language != PYTHON:
+                rows.append(replace(row, lost=context.used))
+                continue
+            try:
+                length = await context.save(target, room - position, memory, deadline)
+            except SaveError as error:
+                raise SaveError(f"the Python context {context.id} cannot be copied: {error}") from error
+            if length:
+                row = replace(row, state=KernelState(-1, position, length))
+                gap = padding(position + length)
+                await asyncio.to_thread(_write, target, gap)
+                position += length + len(gap)
+            rows.append(row)
+        await asyncio.to_thread(_write, target, table_of(rows))
+
+    async def go_on(self) -> None:
+        """Let the kernels go on after `save`."""
+        for context in self.list():
+            await context.go_on()
 
     def list(self) -> list[Context]:
         """All contexts, oldest first."""
@@ -108,16 +170,22 @@ class KernelPool:
         for context in self.list():
             await self.remove(context.id)
 
-    def _add(self, language: Language, cwd: str) -> Context:
+    def _add(self, language: Language, cwd: str, saved: SavedContext | None = None) -> Context:
         user = kernel_user(self._config)
         env = kernel_environment(self._config, user)
-        context = Context(
-            str(uuid.uuid4()),
-            self._nursery,
-            KernelSpec(language, user, cwd, env, self._memory, self._limits),
-        )
+        spec = KernelSpec(language, user, cwd, env, self._memory, self._limits)
+        context_id = saved.context_id if saved else str(uuid.uuid4())
+        context = Context(context_id, self._nursery, spec, saved.state if saved else None)
         self._contexts[context.id] = context
         return context
 
     def _default_cwd(self) -> str:
         return self._config.default_workdir or kernel_user(self._config).home
+
+
+def _write(target: int, data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(target, data) :]
+    except OSError as error:
+        raise SaveError("the host has stopped reading the state of the kernels") from error

@@ -1,6 +1,7 @@
 """The kernel's end of the control channel: one JSON object per line, both ways, over a stream socket."""
 
 import json
+import os
 import socket
 import threading
 from collections import deque
@@ -10,6 +11,9 @@ from .interrupts import Interrupts
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes one message may have. Longer ones are refused here, and by the guest."""
+
+_ANCILLARY = socket.CMSG_SPACE(4 * 4)
+_CLOEXEC = socket.MSG_CMSG_CLOEXEC
 
 Message = dict[str, Any]
 
@@ -26,6 +30,7 @@ class Channel:
         self._lock = threading.RLock()
         self._partial = bytearray()
         self._received: deque[Message] = deque()
+        self._descriptors: deque[int] = deque()
         self._acknowledged = False
         self.closed = False
 
@@ -60,18 +65,34 @@ class Channel:
         """The oldest message that has arrived and was not taken yet, or None."""
         return self._received.popleft() if self._received else None
 
+    def take_only(self, *operations: str) -> Message | None:
+        """The oldest message with one of these operations, whatever came before it; None if there is none."""
+        for message in self._received:
+            if message["op"] in operations:
+                self._received.remove(message)
+                return message
+        return None
+
+    def take_descriptor(self) -> int | None:
+        """The oldest descriptor that came with a message and was not taken yet."""
+        return self._descriptors.popleft() if self._descriptors else None
+
     def receive(self) -> bool:
         """Read what there is without waiting; False when nothing more can come now."""
         try:
-            return self._receive(socket.MSG_DONTWAIT)
+            with self._interrupts.held():
+                return self._receive(socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
 
     def _receive(self, flags: int) -> bool:
         try:
-            data = self._connection.recv(1 << 18, flags)
+            data, ancillary, _, _ = self._connection.recvmsg(1 << 18, _ANCILLARY, flags | _CLOEXEC)
         except ConnectionResetError:
-            data = b""
+            data, ancillary = b"", []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors += memoryview(payload).cast("i")
         if not data:
             self.closed = True
             return False
@@ -92,3 +113,14 @@ class Channel:
         while not self._received and not self.closed:
             self._receive(0)
         return self.take()
+
+    def wait_for(self, operation: str) -> None:
+        """Wait for a message with this operation; others stay for later. Also ends when the guest is gone."""
+        with self._interrupts.held():
+            while self.take_only(operation) is None and not self.closed:
+                self._receive(0)
+
+    def close_descriptors(self) -> None:
+        """Close the descriptors that nobody took."""
+        while (descriptor := self.take_descriptor()) is not None:
+            os.close(descriptor)

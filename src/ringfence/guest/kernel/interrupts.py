@@ -1,18 +1,37 @@
-"""SIGINT in a kernel: it stops the running cell, never the kernel, and never cuts a message in two."""
+"""Signals of a kernel: SIGINT stops the running cell, never the kernel, and never cuts a message in two."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+CALL = signal.SIGRTMIN + 13
+"""The guest's signal that a request waits which even a running cell must let in; programs use it rarely."""
 
 
 class Interrupts:
-    """Turns SIGINT into KeyboardInterrupt while a cell runs, and into nothing otherwise."""
+    """Turns SIGINT into KeyboardInterrupt while a cell runs, and into nothing otherwise.
+
+    `answer`, called in the main thread when the guest calls, lets a request in between two steps of a cell.
+    """
 
     def __init__(self) -> None:
         self._holders = 0
         self._pending = False
+        self._called = False
+        self._answer: Callable[[], None] = lambda: None
+
+    def answer(self, work: Callable[[], None]) -> None:
+        """From now on, do `work` when the guest calls, but never within a `held` block."""
+        self._answer = work
+        signal.signal(CALL, self._on_call)
+
+    def _on_call(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._holders:
+            self._called = True
+        else:
+            self._answer()
 
     def _on_cell(self, _signal: int, _frame: FrameType | None) -> None:
         if self._holders:
@@ -42,7 +61,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within, an interrupt of the main thread waits; it is raised at the end of the block."""
+        """Within, an interrupt of the main thread, or a call, waits until the end of the block."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -51,6 +70,9 @@ class Interrupts:
             yield
         finally:
             self._holders -= 1
+        if self._called and not self._holders:
+            self._called = False
+            self._answer()
         if self._pending and not self._holders:
             self._pending = False
             raise KeyboardInterrupt

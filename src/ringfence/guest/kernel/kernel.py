@@ -15,8 +15,11 @@ from typing import Any
 
 from . import bundle, streams
 from .channel import Channel, Message
+from .copying import CopyRequests
 from .interrupts import Interrupts
 from .jsonable import clean_text
+from .loading import LoadError, load
+from .saving import Saver
 from .shell import KernelShell
 
 _MAX_TRACEBACK = 256 * 1024
@@ -36,19 +39,46 @@ class Kernel:
         self._errors = 0
         self._running = False
         self._cancelling = False
+        self._cell_env: dict[str, str | None] = {}
         shell.sink = self
         shell.use_loop(self._run_coroutine)
 
-    def serve(self) -> None:
-        """Run cells until the guest closes the channel. The guest is told when the first can come."""
+    def serve(self, state: Message | None = None) -> None:
+        """Run cells until the guest closes the channel. The guest is told when the first can come.
+
+        state: where the state of another kernel is, ``start`` and ``length``, in the file whose descriptor
+        came with it; it is taken on first.
+        """
         self._shell.enter_main()
         self._install_loop()
-        self._channel.send({"event": "ready", "pid": self._pid})
+        self._copies = CopyRequests(self._channel, Saver(self._shell), self._situation)
+        notes = self._take_on(state) if state else []
+        self._interrupts.answer(self._copies.on_call)
+        self._channel.send({"event": "ready", "pid": self._pid, "notes": notes})
         while (request := self._next()) is not None:
+            if request["op"] == "save":
+                self._copies.answer(request)
+                continue
+            if request["op"] != "execute":
+                continue
             self._execute(request)
             if os.getpid() != self._pid:
                 os._exit(0)  # the cell forked and its child came back here: there must be no second kernel
         self._shell.user_ns.clear()
+
+    # The state, from one kernel to another
+
+    def _take_on(self, state: Message) -> list[str]:
+        descriptor = self._channel.take_descriptor()
+        if descriptor is None:
+            raise LoadError("the saved state is missing")
+        try:
+            return load(self._shell, descriptor, int(state["start"]), int(state["length"]))
+        finally:
+            os.close(descriptor)
+
+    def _situation(self) -> tuple[int, dict[str, str | None]]:
+        return self._shell.execution_count, self._cell_env  # IPython counts a cell when it starts
 
     # Waiting between cells
 
@@ -119,11 +149,12 @@ class Kernel:
     @contextmanager
     def _environment(self, env: dict[str, str]) -> Iterator[None]:
         """Set variables, and afterwards put back what they were."""
-        before = {key: os.environ.get(key) for key in env}
+        before = self._cell_env = {key: os.environ.get(key) for key in env}
         os.environ.update(env)
         try:
             yield
         finally:
+            self._cell_env = {}
             for key, value in before.items():
                 if value is None:
                     os.environ.pop(key, None)

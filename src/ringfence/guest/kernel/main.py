@@ -22,7 +22,8 @@ def run(control: int) -> NoReturn:
     """Be a kernel on the descriptor `control` until the guest closes it; then end the process.
 
     The guest's first message says what kernel: ``{"op": "init", "language": "python"}``, ``bash``,
-    ``javascript`` with its packages' directory as ``spec``, or ``jupyter`` with a kernelspec's.
+    ``javascript`` with its packages' directory as ``spec``, or ``jupyter`` with a kernelspec's. One for
+    Python may come with the ``state`` of another kernel.
     """
     process.set_title(process.TITLE)
     streams.install()
@@ -46,7 +47,7 @@ def run(control: int) -> NoReturn:
     when_imported("plotly.io", show_plots)
     when_imported("matplotlib.font_manager", add_fallback_fonts)
     shell = KernelShell.instance() if KernelShell.initialized() else KernelShell.make()
-    Kernel(channel, shell, interrupts).serve()
+    Kernel(channel, shell, interrupts).serve(init.get("state"))
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
     streams.flush()

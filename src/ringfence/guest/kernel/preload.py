@@ -37,6 +37,8 @@ def preload(modules: list[str]) -> dict[str, Any]:
                 done.append(name)
             except Exception as error:
                 failed[name] = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(ImportError):  # the template may not have cloudpickle
+            importlib.import_module("cloudpickle")
         for prime in (_shell, _pandas, _matplotlib, _plotly, _loop):
             try:
                 prime(shell)

@@ -129,9 +129,9 @@ def descriptions(
             + 'on_loss="replay": should its sandbox be lost, it is rebuilt by running its cells again.'
         ),
         "fork_session": (
-            "Copy a session as it is now: its files and, where the backend copies memory too, its "
-            "variables; the answer says which. To try something without touching the original. Returns the "
-            "copy's session_id."
+            "Copy a session as it is now: its files and its Python variables; the answer says so, and names "
+            "what could not be copied. To try something without touching the original. Returns the copy's "
+            "session_id."
         ),
         "list_sessions": "List the open sessions: handles, idle time, and what runs; and those that were "
         "lost.",

@@ -26,15 +26,18 @@ class SessionTools(Tools):
         return self._made(session, await self._with_packages(session, names, beat))
 
     async def fork_session(self, session_id: str | None, beat: Beat) -> CallToolResult:
-        """A copy of a session: its files, and where the backend can its variables."""
+        """A copy of a session: its files and, where the backend can, its variables."""
         session = await self.sessions.get(session_id, beat.note, make=False)
         async with self._trouble(session), session.lock:
-            fork = await self.sessions.fork(session)
-        text = f" Its files are those of {session.handle}."
+            fork, said = await self.sessions.fork(session)
+        text = f" Its files are those of {session.handle}"
         if fork.restarted:
-            text += (
-                " Variables were NOT copied (this backend copies files only): run the cells that define "
-                "what is needed again."
+            text += ". Variables were NOT copied: run the cells that define what is needed again." + (
+                f" {said}" if said else " This backend copies files only."
+            )
+        else:
+            text += ", and so are its variables, as they were; from now on each has its own." + (
+                f" {said}" if said else ""
             )
         return self._made(fork, text)
 

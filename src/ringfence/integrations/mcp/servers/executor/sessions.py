@@ -270,8 +270,10 @@ class Sessions:
         )
         return session
 
-    async def fork(self, session: Session) -> Session:
-        """A copy of `session`, by the backend's fork. A `ToolError` where it has none."""
+    async def fork(self, session: Session) -> tuple[Session, str]:
+        """A copy of `session`, by the backend's fork, and what the copy says of its variables. A `ToolError`
+        where the backend has no fork.
+        """
         await self._make_room()
         try:
             (made,) = await session.sandbox.fork(timeout=self._settings.lease, count=1)
@@ -285,12 +287,12 @@ class Sessions:
         if isinstance(made, Exception):
             raise ToolError(f"The fork could not be started: {made}") from made
         fork = self._admit(made, session.backend, session.journal.copy(), None)
-        # Some backends copy memory, some files only; the kernel's own count of its cells tells.
+        # Whether Python came along is told by its count of cells; what of it did not, by what the first says.
         probe = await made.run_code("pass", request_timeout=self._settings.request_timeout)
         fork.last_count = probe.execution_count or 0
         fork.restarted = session.restarted or fork.last_count <= session.last_count
         await fork.watch.look(made)
-        return fork
+        return fork, "".join(probe.logs.stderr).strip()
 
     async def _renew(self, session: Session) -> None:
         session.used = time.time()
