@@ -19,6 +19,11 @@ def test_an_answer_that_mentions_all_is_left_alone() -> None:
     assert complete(answer, CHARTS) == "![a](chart-1.png) ![b](chart-2.png)"
 
 
+def test_a_picture_that_there_is_not_is_said_to_be_missing() -> None:
+    text = complete("![masses](chart-7.png) ![web](https://example.com/a.png)", CHARTS[:0])
+    assert text == "masses (there is no picture `chart-7.png`) [web](https://example.com/a.png)"
+
+
 @pytest.mark.parametrize(
     "answer",
     [

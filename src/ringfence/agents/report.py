@@ -68,14 +68,18 @@ def write_report(directory: Path, task: str, answer: str, charts: Sequence[Chart
 
 
 def complete(answer: str, charts: Sequence[Chart]) -> str:
-    """The answer with all charts in it, and no pictures from elsewhere: those become links."""
+    """The answer with all charts in it, and no pictures from elsewhere: those become links. Of a picture
+    that there is not, it says so.
+    """
     names = {chart.name for chart in charts}
     shown: set[str] = set()
 
     def keep(match: re.Match[str]) -> str:
         name = match[2].rpartition("/")[2]
         if name not in names:
-            return match[0][1:]
+            if re.match(r"(https?:)?//", match[2]):
+                return match[0][1:]
+            return f"{match[1]} (there is no picture `{name}`)"
         shown.add(name)
         return f"![{match[1]}]({name})"
 

@@ -114,4 +114,4 @@ def _write(job: ReportJob, run: RunResult, notebook: Path | None) -> Report:
         f"Written by a language model with {usage.tool_calls} tool calls in {usage.requests} requests "
         f"({usage.input_tokens} tokens in, {usage.output_tokens} out)",
     ]
-    return write_report(job.out, job.task, run.output, run.charts, ".  \n".join(filter(None, parts)) + ".")
+    return write_report(job.out, job.task, run.output, run.charts, "  \n".join(filter(None, parts)))
