@@ -263,9 +263,13 @@ def test_sandboxes_share_it(volume_server: RunningServer, volume: Volume) -> Non
         assert one.files.read("/mnt/data/from-outside") == "1"
         one.commands.run("echo 2 > /mnt/data/from-one; sudo sh -c 'echo 3 > /mnt/data/roots'")
         assert two.files.read("data/from-one") == "2\n"
-        assert two.commands.run("stat -c '%U %a' data/* | sort -u").stdout == "root 644\nuser 644\nuser 666\n"
-        with pytest.raises(Exception, match="denied"):
-            two.commands.run("echo no >> data/roots")
+        owners = two.commands.run("stat -c '%U %a' data/* | sort -u").stdout
+        if os.geteuid() == 0:
+            assert owners == "root 644\nuser 644\nuser 666\n"
+            with pytest.raises(Exception, match="denied"):
+                two.commands.run("echo no >> data/roots")
+        else:  # there is one id
+            assert owners == "user 644\nuser 666\n"
         two.run_code("open('/home/user/data/from-kernel', 'w').write('4')")
         assert one.commands.run("cat /mnt/data/from-kernel").stdout == "4"
         # They see each other's writes as they happen, and a lock of one is the other's too.
@@ -288,7 +292,8 @@ def test_what_holds_in_a_mounted_volume(volume_server: RunningServer, volume: Vo
     with sandbox_with(volume_server, {"/v": volume}) as sandbox:
         options = sandbox.commands.run("grep ' /v ' /proc/self/mountinfo").stdout
         assert "nosuid,nodev" in options
-        assert str(Path.home()) not in options
+        if os.geteuid() == 0:  # a plain directory's place on the host can be seen
+            assert str(data_dir(volume_server)) not in options
         sandbox.commands.run(
             "cp /usr/bin/id /v/id; sudo chown root /v/id; sudo chmod 4755 /v/id; ln -s /etc /v/conf"
         )
