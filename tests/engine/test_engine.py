@@ -102,11 +102,14 @@ async def test_limits_outside_of_the_ceiling(engine: Engine, limits: Limits) -> 
 
 
 async def test_stats(engine: Engine, sandbox: Sandbox) -> None:
-    stats = await engine.stats(sandbox.sandbox_id)
-    assert 0 < stats.pids < 20
-    assert 0 < stats.memory_used <= stats.memory_peak <= stats.memory_limit
     with pytest.raises(SandboxNotFoundError):
         await engine.stats(new_sandbox_id())
+    stats = await engine.stats(sandbox.sandbox_id)
+    if not any(layer.in_force for layer in engine.isolation.layers if layer.name.startswith("cgroup")):
+        assert stats.pids == 0
+        pytest.skip("without cgroups nobody counts")
+    assert 0 < stats.pids < 20
+    assert 0 < stats.memory_used <= stats.memory_peak <= stats.memory_limit
 
 
 async def test_ports_inside_are_reached_by_the_tunnel(sandbox: Sandbox) -> None:

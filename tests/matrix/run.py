@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 STATE = ROOT / "out" / "matrix.json"
 TABLE = ROOT / "docs" / "reference" / "PACKAGES.md"
 TEMPLATE = "code-interpreter-v1"
-INSTALL_SECONDS, USE_SECONDS = 900, 300
+INSTALL_SECONDS, USE_SECONDS = 900, 900
 MEMORY_MB, DISK_MB, PIDS, INODES = 4096, 3072, 512, 400_000
 _RECORD = re.compile(r"type=1326 .*?\buid=(\d+) .*?comm=(\S+) .*?syscall=(\d+) .*?code=0x(5[0-9a-f]{4})\b")
 _VERSION = "import importlib.metadata as m; print(m.version({name!r}))"

@@ -80,6 +80,7 @@ def test_disk(sandbox: Sandbox) -> None:
     text = told(sandbox, "open('/tmp/a', 'wb').write(bytes(60 << 20))")
     assert wanted in text
     assert "ringfence.disk_mb" in text
+    assert told(sandbox, "print('still full, but nothing was written')") == ""
     sandbox.commands.run("rm /tmp/a")
     assert wanted in told_to_a_command(sandbox, "head -c 60M /dev/zero > /tmp/a")
     sandbox.commands.run("rm /tmp/a")

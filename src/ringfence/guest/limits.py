@@ -15,6 +15,7 @@ class Mark:
 
     oom_kills: int
     forks_refused: int
+    full: tuple[str, ...] = ()
 
 
 class LimitWatch:
@@ -30,10 +31,14 @@ class LimitWatch:
 
     def mark(self) -> Mark:
         """The counters as they are now."""
-        return Mark(self._meter.oom_kills(), self._meter.forks_refused())
+        return Mark(self._meter.oom_kills(), self._meter.forks_refused(), tuple(self._full()))
 
-    def since(self, mark: Mark, *, memory: bool = True) -> list[str]:
-        """A sentence for each limit that was met since `mark`; `memory`: also for that of memory."""
+    def since(self, mark: Mark, *, failed: bool = True, memory: bool = True) -> list[str]:
+        """A sentence for each limit that was met since `mark`.
+
+        failed: whether what was done since then failed; then what was full before is told as well.
+        memory: whether that limit is told too.
+        """
         told = []
         kills = self._meter.oom_kills() - mark.oom_kills
         if memory and kills > 0:
@@ -43,7 +48,8 @@ class LimitWatch:
             told.append(
                 f"the limit of {self._pids} processes and threads was reached; {_more('pids').lower()}"
             )
-        return [f"[limit: {text}]" for text in (*told, *self._full())]
+        told += [text for text in self._full() if failed or text not in mark.full]
+        return [f"[limit: {text}]" for text in told]
 
     def _full(self) -> list[str]:
         try:

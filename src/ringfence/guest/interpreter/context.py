@@ -215,7 +215,8 @@ class Context:
         timed_out = await self._watch(kernel, run, execution)
         ending = run.finished.result()
         if limits and mark:
-            for sentence in limits.since(mark, memory=ending is None or "memory limit" not in ending):
+            failed, told = run.error is not None or ending is not None, "memory limit" in (ending or "")
+            for sentence in limits.since(mark, failed=failed, memory=not told):
                 run.note(sentence)
         if ending is not None:
             self._kernel = None
