@@ -28,7 +28,6 @@ from ringfence.engine.settings import default_cache_dir
 OUT = Path(__file__).parent.parent / "out" / "bench"
 ADDRESS, NAMES = "127.0.0.77", ("opened.test", "plain.test")
 ECHO, HTTP, HTTPS = 17007, 17080, 17443
-SIZE = 100 << 20
 WHEEL = "pandas"
 
 # Runs inside and outside; prints one line of JSON. ROOTS: what to trust, for TLS that is not opened.
@@ -63,12 +62,12 @@ MEASURE = """
 r = {}
 echo(PLAIN, ECHO)
 r['connect and one byte, ms'] = 1000 * median(lambda: echo(PLAIN, ECHO), ROUNDS)
-r['100 MB over TCP, MB/s'] = SIZE / 1e6 / median(lambda: get(PLAIN, HTTP, False, SIZE), 3)
-r['100 MB over TLS, MB/s'] = SIZE / 1e6 / median(lambda: get(PLAIN, HTTPS, True, SIZE), 3)
+r['download over TCP, MB/s'] = SIZE / 1e6 / median(lambda: get(PLAIN, HTTP, False, SIZE), 3)
+r['download over TLS, MB/s'] = SIZE / 1e6 / median(lambda: get(PLAIN, HTTPS, True, SIZE), 3)
 r['request over TLS, ms'] = 1000 * median(lambda: get(PLAIN, HTTPS, True, 1), ROUNDS)
 r['connections per second, 4 at a time'] = rate(lambda: echo(PLAIN, ECHO), 4, ROUNDS)
 if OPENED:
-    r['100 MB over TLS, opened, MB/s'] = SIZE / 1e6 / median(lambda: get(OPENED, HTTPS, True, SIZE), 3)
+    r['download over TLS, opened, MB/s'] = SIZE / 1e6 / median(lambda: get(OPENED, HTTPS, True, SIZE), 3)
     r['request over TLS, opened, ms'] = 1000 * median(lambda: get(OPENED, HTTPS, True, 1), ROUNDS)
 print(json.dumps(r))
 """
@@ -120,32 +119,32 @@ def public_host(directory: Path) -> Iterator[Path]:
     thread.join()
 
 
-def program(plain: str, opened: str, rounds: int, roots: str) -> str:
+def program(plain: str, opened: str, rounds: int, size: int, roots: str) -> str:
     """The measuring program. Outside, `plain` is the address, which has no certificate of its own name."""
-    values = {"PLAIN": plain, "OPENED": opened, "ROUNDS": rounds, "ROOTS": roots, "SIZE": SIZE,
+    values = {"PLAIN": plain, "OPENED": opened, "ROUNDS": rounds, "ROOTS": roots, "SIZE": size,
               "ECHO": ECHO, "HTTP": HTTP, "HTTPS": HTTPS}  # fmt: skip
     return "".join(f"{name} = {value!r}\n" for name, value in values.items()) + CLIENT + MEASURE
 
 
-def outside(rounds: int, roots: str) -> dict[str, float]:
+def outside(rounds: int, size: int, roots: str) -> dict[str, float]:
     """The same, by a plain Python; names are looked up in a table, as the sandbox's server does."""
     table = (
         "import socket\n_old = socket.getaddrinfo\n"
         f"socket.getaddrinfo = lambda host, *a, **k: "
         f"_old({ADDRESS!r} if host in {NAMES!r} else host, *a, **k)\n"
     )
-    code = table + program(NAMES[1], "", rounds, roots)
+    code = table + program(NAMES[1], "", rounds, size, roots)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 
 
-def inside(server: Server, rounds: int, roots: str) -> dict[str, float]:
+def inside(server: Server, rounds: int, size: int, roots: str) -> dict[str, float]:
     """By the kernel of a sandbox, one of whose hosts has a rule."""
     rules = {NAMES[0]: [{"transform": {"headers": {"Authorization": "Bearer abc"}}}]}
     network: Any = {"allow_out": [f"{name}:*" for name in NAMES], "deny_out": ["0.0.0.0/0"], "rules": rules}
     with Sandbox.create(**server.options, network=network, timeout=900) as sandbox:
-        result = sandbox.run_code(program(NAMES[1], NAMES[0], rounds, roots), timeout=600)
+        result = sandbox.run_code(program(NAMES[1], NAMES[0], rounds, size, roots), timeout=600)
         if result.error is not None:
             raise SystemExit(f"the job did not work: {result.error.name}: {result.error.value}")
         figures: dict[str, float] = json.loads("".join(result.logs.stdout))
@@ -189,7 +188,7 @@ def installing(server: Server) -> dict[str, float]:
     return figures
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, size: int) -> dict[str, Any]:
     """All figures."""
     with tempfile.TemporaryDirectory(prefix="ringfence-bench-") as text:
         directory = Path(text)
@@ -209,8 +208,8 @@ def measure(rounds: int) -> dict[str, Any]:
             roots = authority.read_text()
             with serving("base", **environment) as server:
                 return {
-                    "outside": outside(rounds, roots),
-                    "inside": inside(server, rounds, roots),
+                    "outside": outside(rounds, size, roots),
+                    "inside": inside(server, rounds, size, roots),
                     "create": creating(server, max(3, rounds // 4)),
                     "packages": installing(server),
                 }
@@ -234,7 +233,9 @@ def main() -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100)
-    figures = measure(parser.parse_args().rounds)
+    parser.add_argument("--mb", type=int, default=100, help="size of a download, in MB")
+    arguments = parser.parse_args()
+    figures = measure(arguments.rounds, arguments.mb * 1_000_000)
     show(figures)
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "network.json"
