@@ -33,13 +33,13 @@ WHEEL = "pandas"
 # Runs inside and outside; prints one line of JSON. ROOTS: what to trust, for TLS that is not opened.
 CLIENT = """
 import json, socket, ssl, sys, threading, time
+TLS = ssl.create_default_context()
+if ROOTS: TLS.load_verify_locations(cadata=ROOTS)
 def connect(host, port, tls):
     s = socket.create_connection((host, port), 30)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not tls: return s
-    x = ssl.create_default_context()
-    if ROOTS: x.load_verify_locations(cadata=ROOTS)
-    return x.wrap_socket(s, server_hostname=host)
+    return TLS.wrap_socket(s, server_hostname=host)
 def echo(host, port):
     s = connect(host, port, False); s.sendall(b'x'); s.recv(1); s.close()
 def get(host, port, tls, size):
@@ -174,11 +174,27 @@ def creating(server: Server, rounds: int) -> dict[str, float]:
     return figures
 
 
+FILE = """
+import json, time, urllib.request as u
+page = u.Request('http://127.0.0.1:3129/pypi/0/simple/pandas/')
+page.add_header('Accept', 'application/vnd.pypi.simple.v1+json')
+files = json.load(u.urlopen(page, timeout=60))['files']
+files = [f['url'] for f in files if 'cp311-manylinux_2_17_x86_64' in f['filename']]
+start = time.perf_counter(); size = len(u.urlopen(files[-1], timeout=300).read())
+print(size / 1e6, time.perf_counter() - start)
+"""
+
+
 def installing(server: Server) -> dict[str, float]:
-    """Seconds of ``pip install`` of one large wheel: the first sandbox's, and the next one's."""
-    figures = {}
+    """Seconds of fetching one large wheel, and of pip with it: the first sandbox's, and the next one's."""
+    figures: dict[str, float] = {}
     for name in ("first", "second"):
         with Sandbox.create(**server.options, timeout=600) as sandbox:
+            fetched = sandbox.run_code(FILE, timeout=600)
+            if fetched.error is not None:
+                return {}
+            size, seconds = map(float, "".join(fetched.logs.stdout).split())
+            figures[f"wheel of {size:.0f} MB, {name} sandbox, s"] = seconds
             started = time.perf_counter()
             command = f"pip download -q --no-deps --no-cache-dir -d /tmp/wheels {WHEEL}"
             result = sandbox.commands.run(f"{command} 2>&1 || echo failed", timeout=300)

@@ -262,6 +262,7 @@ def test_rules_without_sense(networked: RunningServer) -> None:
         ({"deny_out": ["public.test"]}, "denyOut"),
         ({"allow_out": ["public test"], "deny_out": DENY_ALL}, "public test"),
         ({"allow_out": ["public.test:99999"], "deny_out": DENY_ALL}, "port"),
+        ({"allow_out": [f"{'a' * 60}.{'b' * 60}.x{n}" for n in range(500)], "deny_out": DENY_ALL}, "larger"),
     ):
         with pytest.raises(SandboxException, match=what):
             Sandbox.create("base", network=network, **networked.options)  # type: ignore[arg-type]

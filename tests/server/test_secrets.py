@@ -465,6 +465,7 @@ def test_rules_without_sense(make: Make, networked: RunningServer) -> None:
         ({"api.test": {"X": "a\r\nHost: b"}}, "characters"),
         ({"api.test": {"X Y": "a"}}, "no name of a header"),
         ({"no such host!": {"X": "a"}}, "no host name"),
+        ({"api.test": {"X": "\xe9" * 8000}}, "larger than"),
         ({"api.test": {"X": "${e2b.identity.tokens.aws}"}}, "not implemented"),
     ):
         with pytest.raises(Exception, match=what):
@@ -515,6 +516,25 @@ def test_a_change_to_websockets_is_passed_through(make: Make, secret: str) -> No
         "s.sendall(b'abc'); print(d.split()[1], d[-25:], s.recv(99))"
     )
     assert python(make({"api.test": BEARER}), code) == f"b'101' b'{VALUE}' b'cba'"
+
+
+def test_clients_that_hang_up_disturb_no_others(make: Make, secret: str) -> None:
+    code = (
+        "x = ssl.create_default_context(); got = []\n"
+        "for n in range(40):\n"
+        "    s = socket.create_connection(('api.test', 443), 20)\n"
+        "    if n % 4 == 0: s.close(); continue\n"
+        "    if n % 4 == 1: s.sendall(b'nonsense'); s.close(); continue\n"
+        "    s = x.wrap_socket(s, server_hostname='api.test')\n"
+        "    s.sendall(b'GET /large/655360 HTTP/1.1\\r\\nHost: api.test\\r\\n'\n"
+        "              b'Connection: close\\r\\n\\r\\n')\n"
+        "    if n % 4 == 2: s.recv(9); s.close(); continue\n"
+        "    d = b''\n"
+        "    while b := s.recv(65536): d += b\n"
+        "    got.append(d.count(b'x') >= 655360)\n"
+        "print(got == [True] * 10)"
+    )
+    assert python(make({"api.test": BEARER}), code) == "True"
 
 
 def test_programs_of_all_kinds_trust_it(make: Make, secret: str) -> None:

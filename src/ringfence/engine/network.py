@@ -1,6 +1,7 @@
 """The network of this engine's sandboxes: the egress process, and which policy each sandbox has."""
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 from ringfence.core.errors import LauncherError
 from ringfence.engine.egress.link import EgressLink
 from ringfence.engine.egress.packages import PackageIndexes, package_indexes
-from ringfence.engine.egress.policy import from_fields, preset_fields
+from ringfence.engine.egress.policy import PolicyError, from_fields, preset_fields
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.egress.transforms import Transform, check_size
 from ringfence.engine.model import NetworkRules
@@ -24,6 +25,10 @@ NetworkListener = Callable[[str, str, str], None]
 
 AccountListener = Callable[[str, dict[str, int]], None]
 """Takes the id of a sandbox that has ended, and what it has used."""
+
+
+_MAX_RULES_BYTES = 40 * 1024
+"""Rules, certificates and headers go to the egress in one message."""
 
 
 class Network:
@@ -73,8 +78,11 @@ class Network:
 
     def check(self, rules: NetworkRules) -> None:
         """Raises PolicyError for rules that make no sense."""
-        from_fields(self._fields(rules), self._indexes.hosts)
+        fields = self._fields(rules)
+        from_fields(fields, self._indexes.hosts)
         check_size(rules.transforms)
+        if len(json.dumps(fields)) > _MAX_RULES_BYTES:
+            raise PolicyError(f"the rules are larger than {_MAX_RULES_BYTES} bytes together")
 
     def authority_for(self, sandbox_id: str) -> str:
         """The certificate (PEM) that a sandbox must trust for its requests to be changed, or nothing."""

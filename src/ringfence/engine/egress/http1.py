@@ -24,6 +24,8 @@ class Peer:
         self.machine = h11.Connection(role, max_incomplete_event_size=_MAX_HEAD)
         self.reader = reader
         self.writer = writer
+        # To cancel a wait for the end would make the stream forget that it has one: there is one such wait.
+        self.closed = asyncio.ensure_future(_until_closed(writer))
 
     async def receive(self) -> Event:
         """The next event. Raises h11.RemoteProtocolError, OSError."""
@@ -46,16 +48,22 @@ class Peer:
         return bool(self.machine.our_state is h11.DONE and self.machine.their_state is h11.DONE)
 
     async def close(self) -> None:
-        """Send what is waiting, and close."""
+        """Send what is waiting, and close. Its socket must not be closed by anybody else."""
         self.writer.close()
-        with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self.writer.wait_closed()
-        self.writer.transport.abort()
+        try:
+            await asyncio.wait({self.closed}, timeout=_CLOSE_SECONDS)
+        finally:
+            if not self.closed.done():
+                self.writer.transport.abort()
+
+
+async def _until_closed(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def accept(connection: socket.socket, context: ssl.SSLContext | None) -> Peer:
-    """The server's end of a connection. Raises OSError (ssl.SSLError is one)."""
+    """The server's end of a connection, which owns it from now on. Raises OSError (ssl.SSLError is one)."""
     loop = asyncio.get_running_loop()
     connection.setblocking(False)
     reader = asyncio.StreamReader(limit=_BLOCK)
@@ -68,7 +76,9 @@ async def accept(connection: socket.socket, context: ssl.SSLContext | None) -> P
 
 
 async def connect(connection: socket.socket, context: ssl.SSLContext | None, host: str) -> Peer:
-    """The client's end of a connection that stands; with a context, over TLS to `host`. Raises OSError."""
+    """The client's end of a connection that stands, which owns it from now on; with a context, over TLS to
+    `host`. Raises OSError.
+    """
     connection.setblocking(False)
     reader, writer = await asyncio.open_connection(
         sock=connection, limit=_BLOCK, ssl=context, server_hostname=host if context else None,

@@ -59,30 +59,32 @@ class OpenedConnection:
 
     async def serve(self, inside: socket.socket, outside: socket.socket, *, secure: bool) -> None:
         """Until one of the two closes; both are closed afterwards."""
-        with contextlib.closing(inside), contextlib.closing(outside):
-            edge = self._edge()
-            if edge is None:
-                return
-            try:
-                client = await accept(inside, edge.context if secure else None)
-            except OSError as error:
-                self._refused(f"{self._destination} was refused: its TLS could not be opened ({_why(error)})")
-                return
-            try:
-                await self._with_client(client, outside, secure=secure)
-            finally:
-                await client.close()
+        edge = self._edge()
+        if edge is None:
+            inside.close()
+            outside.close()
+            return
+        try:
+            client = await accept(inside, edge.context if secure else None)
+        except BaseException as error:
+            outside.close()
+            if not isinstance(error, OSError):
+                raise
+            self._refused(f"{self._destination} was refused: its TLS could not be opened ({_why(error)})")
+            return
+        try:
+            await self._with_client(client, outside, secure=secure)
+        finally:
+            await client.close()
 
     async def _with_client(self, client: Peer, outside: socket.socket, *, secure: bool) -> None:
         """Serve, and stop when the client has gone."""
         work = asyncio.ensure_future(self._answer(client, outside, secure=secure))
-        gone = asyncio.ensure_future(client.writer.wait_closed())
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, client.closed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
 
     async def _answer(self, client: Peer, outside: socket.socket, *, secure: bool) -> None:
         server: Peer | None = None
@@ -101,6 +103,7 @@ class OpenedConnection:
         except (OSError, h11.LocalProtocolError):
             return  # one of the two has gone in the middle, and the other is told by the end
         finally:
+            client.writer.close()  # first: it may wait for the end, and the other for it
             if server is not None:
                 await server.close()
 

@@ -5,6 +5,7 @@ that use them, and in no sandbox.
 """
 
 import ipaddress
+import json
 import os
 import re
 import ssl
@@ -68,7 +69,7 @@ def parse_transforms(headers_by_host: Mapping[str, Mapping[str, str]]) -> tuple[
 
 def check_size(transforms: Iterable[Transform]) -> None:
     """Raises PolicyError when the headers are more than fit into what the engine sends."""
-    size = sum(len(name) + len(value) for one in transforms for name, value in one.headers)
+    size = sum(len(json.dumps(pair)) for one in transforms for pair in one.headers)
     if size > _MAX_BYTES:
         raise PolicyError(f"rules: the headers are larger than {_MAX_BYTES} bytes together")
 

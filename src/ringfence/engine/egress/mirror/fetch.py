@@ -114,7 +114,6 @@ class Fetcher:
         try:
             return await connect(connection, context, str(host))
         except OSError as error:
-            connection.close()
             raise FetchError(f"{destination} does not answer: {error}") from None
 
     def _context(self, host: str) -> ssl.SSLContext:

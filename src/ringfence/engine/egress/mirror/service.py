@@ -1,7 +1,6 @@
 """The mirror's HTTP: pages of indexes, and the files on them."""
 
 import asyncio
-import contextlib
 import os
 import re
 import socket
@@ -96,15 +95,14 @@ class Mirror:
         refused: Callable[[str], None],
     ) -> None:
         """Serve one connection until it closes."""
-        with contextlib.closing(near):
-            client = await accept(near, None)
-            try:
-                while await _Exchange(self, client, policies(), refused).run():
-                    client.machine.start_next_cycle()
-            except (OSError, h11.ProtocolError):
-                return
-            finally:
-                await client.close()
+        client = await accept(near, None)
+        try:
+            while await _Exchange(self, client, policies(), refused).run():
+                client.machine.start_next_cycle()
+        except (OSError, h11.ProtocolError):
+            return
+        finally:
+            await client.close()
 
     def project(self, path: str) -> tuple[_Project, str]:
         """The project that a path is about, and the file or nothing. Raises _NotThereError."""
