@@ -26,14 +26,20 @@ _ATTACKED_TEMPLATE = "base"
     default="best-effort",
     help="Isolation that is wanted, at least.",
 )
-def command(as_json: bool, quick: bool, level: str) -> None:
+@click.option(
+    "--isolation",
+    type=click.Choice(["process", "gvisor"]),
+    default="process",
+    help="Tier whose sandboxes are attacked; gvisor needs runsc.",
+)
+def command(as_json: bool, quick: bool, level: str, isolation: str) -> None:
     """Say which backend is used, whether it works, and how it isolates.
 
     Opens the backend, runs a line of Python in a fresh sandbox and ends it. Where sandboxes run on this
     machine they are also attacked from within. Exit status 0: it works; 1: it does not; 2: it works, but an
     attack got through or less isolation than --level is in force.
     """
-    report = asyncio.run(_examine("essential" if quick else "all"))
+    report = asyncio.run(_examine("essential" if quick else "all", isolation))
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -52,7 +58,7 @@ def _status(report: dict[str, Any], wanted: str) -> int:
     return 0 if level in LEVELS[LEVELS.index(wanted) :] and proven else 2
 
 
-async def _examine(which: Literal["essential", "all"]) -> dict[str, Any]:
+async def _examine(which: Literal["essential", "all"], tier: str) -> dict[str, Any]:
     from ringfence.core.config import load_settings
     from ringfence.core.errors import RingfenceError
     from ringfence.integrations.backend import open_backend
@@ -84,7 +90,7 @@ async def _examine(which: Literal["essential", "all"]) -> dict[str, Any]:
         times = report["times_s"] | found.pop("times_s")
         report |= {**found, "times_s": times}
         if report["backend"] == "local" and report["works"]:
-            report["proof"] = await _attack(which)
+            report["proof"] = await _attack(which, tier)
         if policy is not None:
             report["others"] = [
                 await _try_another(settings, name) for name in sorted(policy.backends() - {report["backend"]})
@@ -125,7 +131,7 @@ async def _network(backend: Any, mcp: str) -> dict[str, Any] | None:
     return {**found, "mcp": mcp} if isinstance(found, dict) else None
 
 
-async def _attack(which: Literal["essential", "all"]) -> dict[str, Any]:
+async def _attack(which: Literal["essential", "all"], tier: Any) -> dict[str, Any]:
     """Attack a sandbox of an engine of our own, whose environment holds a word to look for."""
     import os
     import secrets
@@ -135,7 +141,7 @@ async def _attack(which: Literal["essential", "all"]) -> dict[str, Any]:
     from ringfence.engine.settings import EngineSettings
 
     canary = os.environ["RINGFENCE_DOCTORS_WORD"] = secrets.token_hex(20)
-    engine = await Engine.start(EngineSettings(templates=(_ATTACKED_TEMPLATE,)))
+    engine = await Engine.start(EngineSettings(templates=(_ATTACKED_TEMPLATE,), isolation=tier))
     try:
         return (await run_probes(engine, _ATTACKED_TEMPLATE, which, canary)).as_dict()
     finally:
@@ -161,6 +167,7 @@ def _as_text(report: dict[str, Any]) -> list[str]:
     if report["isolation"] is not None:
         lines += ["", f"isolation: {report['isolation'].get('level', 'unknown')}"]
         lines += _layers(report["isolation"].get("layers", []))
+        lines += _tier(report["isolation"])
         lines += ["", "beside isolation:", *_layers(report["isolation"].get("features", []))]
         lines += _attacks(report["proof"]) if report["proof"] else []
     elif report["backend"] == "e2b" and report["works"]:
@@ -170,6 +177,15 @@ def _as_text(report: dict[str, Any]) -> list[str]:
         lines.append(f"also, by the policy: {other.get('where', other['backend'])} {said}")
     lines += ["", "It works." if report["works"] else f"It does not work: {report['error']}"]
     return lines
+
+
+def _tier(isolation: dict[str, Any]) -> list[str]:
+    """The harder tier: whether it can be had, and what to do when not."""
+    gvisor = isolation.get("gvisor")
+    if gvisor is None:
+        return []
+    said = "yes" if gvisor["available"] else "no "
+    return ["", f"tier: {isolation['tier']}", f"  {said}  gVisor  {gvisor['detail']}"]
 
 
 def _attacks(proof: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ringfence.engine.gvisor.python import HostPython
-from ringfence.engine.isolation import disk, linux, mounts, volume_mounts
+from ringfence.engine.isolation import disk, linux, mounts, procfs, volume_mounts
 
 _ROOT = f"{mounts.STAGE}/root"
 _CONTAINER = f"{_ROOT}/bundle/root"
@@ -20,6 +20,7 @@ _LOCKED = linux.MS_NOSUID | linux.MS_NODEV
 RUNSC = "/runsc"
 STATE = "/state"
 BUNDLE = "/bundle"
+PID_FILE = "/state/pid"
 IMAGE = "/image"
 
 
@@ -77,7 +78,7 @@ def assemble(
     _attach_file(trees.runsc, _ROOT + RUNSC)
     if trees.image is not None:
         _attach(trees.image, _ROOT + IMAGE)
-    linux.mount("proc", f"{_ROOT}/proc", "proc", _LOCKED | linux.MS_NOEXEC, "")
+    _mount_proc(plan)
     for name in _DEVICES:
         _touch(f"{_ROOT}/dev/{name}")
         linux.mount(f"/dev/{name}", f"{_ROOT}/dev/{name}", None, linux.MS_BIND)
@@ -89,6 +90,19 @@ def assemble(
         with open(_ROOT + path, "w") as file:
             file.write(text)
     mounts.pivot(_ROOT)
+
+
+def _mount_proc(plan: mounts.RootPlan) -> None:
+    """A /proc for runsc, which passes the machine's memory on to its kernel: there, the sandbox's limit.
+
+    The second one stays whole: who has none in sight may not mount one (mount_namespaces(7)), as runsc does.
+    """
+    os.mkdir(f"{_ROOT}/whole")
+    for name in ("proc", "whole"):
+        linux.mount("proc", f"{_ROOT}/{name}", "proc", _LOCKED | linux.MS_NOEXEC, "")
+    with open(f"{_ROOT}/meminfo", "wb") as file:
+        file.write(procfs.generate(plan.memory, plan.cpus, "", 0)["meminfo"])
+    linux.mount(f"{_ROOT}/meminfo", f"{_ROOT}/proc/meminfo", None, linux.MS_BIND)
 
 
 def _show_python(python: HostPython, trees: list[int]) -> None:

@@ -74,12 +74,10 @@ def _hand_over(report: socket.socket, disk: int) -> None:
 
 def _run(request: dict[str, Any], given: Descriptors, report: socket.socket, program: bytes) -> None:
     gvisor = request["gvisor"]
-    if gvisor["image"]:
-        container = warden.Container.start(
-            command(gvisor, "restore", f"--image-path={root.IMAGE}", f"--bundle={root.BUNDLE}", "sandbox")
-        )
-    else:
-        container = warden.Container.start(command(gvisor, "run", f"--bundle={root.BUNDLE}", "sandbox"))
+    how = ("restore", f"--image-path={root.IMAGE}") if gvisor["image"] else ("run",)
+    container = warden.Container.start(
+        command(gvisor, *how, "--detach", f"--pid-file={root.PID_FILE}", f"--bundle={root.BUNDLE}", "sandbox")
+    )
     guest = {**request["guest"], "own_kernel": True}
     orders = {"guest": guest, "rlimits": _rlimits(request["limits"])}
     doors = {"http": socket.socket(fileno=given.http), "tunnel": socket.socket(fileno=given.tunnel)}
@@ -89,7 +87,7 @@ def _run(request: dict[str, Any], given: Descriptors, report: socket.socket, pro
 
 def _confine(given: Descriptors, request: dict[str, Any], program: bytes) -> None:
     null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
+    for fd in (0, 1) if request["debug"] else (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
     for fd in (given.template_ns, given.sandbox_ns, given.nursery, *given.counters):

@@ -26,6 +26,12 @@ class Tier:
 
     async def runtime(self) -> runsc.Runtime:
         """The installed runsc. Raises TierUnavailableError: missing, or does not run; with the remedy."""
+        runsc.find()
+        if os.geteuid() != 0:
+            raise TierUnavailableError(
+                "isolation gvisor is not available: it needs private host ids, which only root's engine can "
+                "give; start the engine as root"
+            )
         async with self._lock:
             if self._runtime is None or not os.access(self._runtime.path, os.X_OK):
                 self._runtime = await runsc.detect(self._platform, self._cache_dir)

@@ -12,8 +12,10 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
+from ringfence.engine.gvisor.root import PID_FILE
 from ringfence.engine.isolation import linux
 from ringfence.engine.zygote import channel
 
@@ -22,13 +24,9 @@ _MOST_ERROR = 3000
 _BLOCK = 4096
 
 
-class RunscError(Exception):
-    """runsc did not do what it was told; the message has what it said."""
-
-
 @dataclass
 class Container:
-    """A running runsc: its pid, our end of the guest's socket, and what it writes to standard error."""
+    """A container: the pid of the runsc that starts it, our end of the guest's socket, what runsc says."""
 
     pid: int
     control: socket.socket
@@ -69,7 +67,6 @@ class Container:
 
 def _become(command: Sequence[str], stdin: int, output: int) -> NoReturn:
     try:
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.dup2(stdin, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -152,17 +149,22 @@ class Warden:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                # As PID 1 of the namespace this is the parent of all that runsc has started and left.
+                self._fail(f"gVisor's kernel ended: {self.container.explanation()}")
             if pid == 0:
                 return
-            if pid == self.container.pid:
-                code = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            if pid == self.container.pid and code == 0:
+                self.container.pid = int(Path(PID_FILE).read_text())  # now it is the kernel's, our child too
+            elif pid == self.container.pid:
                 self._fail(f"runsc ended with status {code}: {self.container.explanation()}")
 
     def _fail(self, text: str) -> NoReturn:
         if self.doors:  # not ready yet: afterwards the launcher believes nothing that comes from here
             with contextlib.suppress(channel.ChannelClosedError, OSError):
                 channel.send(self.report, {"error": f"gVisor: {text[-_MOST_ERROR:]}"})
+        else:
+            os.write(2, f"gVisor: {text[-_MOST_ERROR:]}\n".encode())  # nowhere, but when debugging
         os._exit(1)
 
 

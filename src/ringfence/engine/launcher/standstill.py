@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+from ringfence.core.errors import LauncherError
 from ringfence.engine.isolation import linux
 from ringfence.engine.isolation.cgroup_base import wait_until
 from ringfence.engine.launcher.records import SandboxRecord
@@ -26,6 +27,11 @@ and one that has called vfork(2) waits for as long as its child is stopped."""
 
 def hold(record: SandboxRecord, *, freezer: bool) -> None:
     """Let every process stand still. Raises OSError, after which they go on."""
+    if record.gvisor and not freezer:
+        raise LauncherError(
+            f"sandbox {record.sandbox_id} cannot stand still: under gVisor that needs the cgroup freezer, "
+            "because its kernel traces its processes; start the engine with cgroups"
+        )
     if freezer:
         record.cgroup.freeze()
     else:

@@ -14,7 +14,7 @@ from ringfence.core.errors import RingfenceError
 from ringfence.core.ids import new_sandbox_id
 from ringfence.engine.engine import Engine
 from ringfence.engine.model import Limits, NetworkRules, Sandbox, SandboxSpec
-from ringfence.engine.proof import output, outside, program
+from ringfence.engine.proof import output, outside, own_kernel, program
 from ringfence.engine.proof.guest_client import GuestAnswerError, run_cell, run_program
 from ringfence.engine.proof.model import Finding, ProofReport
 from ringfence.engine.proof.surroundings import DENIED, Surroundings, surroundings
@@ -23,6 +23,9 @@ Which = Literal["essential", "all"]
 _LIMITS = Limits(memory_mb=320, cpus=1.0, pids=96, disk_mb=64, inodes=4000, open_files=512)
 """Small, so that what fills them is done soon."""
 _SECONDS = {"essential": 20, "all": 180}
+_GVISOR_MEMORY_MB = 2048
+_GVISOR_PATIENCE = 5
+"""gVisor needs memory of its own, and is slower."""
 _RULES = NetworkRules(deny=(DENIED,))
 _CGROUPS = "cgroup"
 
@@ -48,7 +51,8 @@ async def run_probes(
     """
     started = time.monotonic()
     with surroundings(engine.templates[template]) as around:
-        async with asyncio.timeout(_SECONDS[which]):
+        patience = _GVISOR_PATIENCE if _in_gvisor(engine, template) else 1
+        async with asyncio.timeout(_SECONDS[which] * patience):
             findings = await _attack_and_look(engine, template, which, around, canary)
         findings += [
             Finding(name.replace(" ", "-"), "files", "everything", "host", "got through", evidence)
@@ -65,7 +69,7 @@ async def run_probes(
 async def _attack_and_look(
     engine: Engine, template: str, which: Which, around: Surroundings, canary: str
 ) -> list[Finding]:
-    limits = _small_limits(engine, which)
+    limits = _small_limits(engine, template, which)
     async with _sandbox(engine, template, limits) as (sandbox, token):
         private = [str(sandbox.http_socket.parent.parent), *_cache_paths(sandbox)]
         run = _Run(engine, sandbox, token, around.facts(limits, private, canary))
@@ -74,6 +78,8 @@ async def _attack_and_look(
         else:
             findings = await _attack(run, which)
         findings += await output.run(run.sandbox, run.token, everything=which == "all")
+        if sandbox.isolation == "gvisor":
+            findings = [own_kernel.judged(finding) for finding in findings]
         findings += outside.examine(sandbox, os.geteuid() == 0, _has_cgroups(engine))
         processes = outside.family(sandbox.pid)
     return [*findings, outside.leftovers(sandbox, processes)]
@@ -84,10 +90,16 @@ def _cache_paths(sandbox: Sandbox) -> list[str]:
     return sorted({str(path) for path in lowers if len(path.parts) > 3 and path.parts[1] != "usr"})
 
 
-def _small_limits(engine: Engine, which: str) -> Limits:
+def _small_limits(engine: Engine, template: str, which: str) -> Limits:
     ceiling = engine.ceiling
+    if _in_gvisor(engine, template):
+        return replace(_LIMITS, cpus=min(4.0, ceiling.cpus), memory_mb=_GVISOR_MEMORY_MB)
     wanted = replace(_LIMITS, cpus=4.0) if which == "essential" else _LIMITS  # nothing is measured: be quick
     return Limits(**{name: min(value, getattr(ceiling, name)) for name, value in vars(wanted).items()})
+
+
+def _in_gvisor(engine: Engine, template: str) -> bool:
+    return engine.least_isolation(engine.templates[template]) == "gvisor"
 
 
 def _has_cgroups(engine: Engine) -> bool:
@@ -128,6 +140,8 @@ async def _attack(run: _Run, which: Which) -> list[Finding]:
 
 
 async def _attack_as(run: _Run, who: str, names: Collection[str]) -> list[Finding]:
+    untried = own_kernel.untried(names, who) if run.sandbox.isolation == "gvisor" else []
+    names = [name for name in names if name not in {finding.attack for finding in untried}]
     text = program.attacks(who, names, run.facts)
     trouble = "no answer"
     collected = b""
@@ -142,7 +156,7 @@ async def _attack_as(run: _Run, who: str, names: Collection[str]) -> list[Findin
             trouble = collected[-300:].decode(errors="replace")
     except (GuestAnswerError, RingfenceError) as error:
         trouble = str(error)
-    return _read(collected, who, names, trouble)
+    return [*untried, *_read(collected, who, names, trouble)]
 
 
 def _read(collected: bytes, who: str, names: Collection[str], trouble: str) -> list[Finding]:
