@@ -144,6 +144,32 @@ def test_too_long_a_run_keeps_the_state(hard: Sandbox) -> None:
     assert hard.run_code("kept").text == "7"
 
 
+def test_it_stands_still_and_goes_on(hard: Sandbox) -> None:
+    hard.run_code("kept = 5")
+    hard.pause()
+    hard.connect(timeout=600)
+    assert hard.run_code("kept").text == "5"
+
+
+def test_a_snapshot_has_its_files(server: RunningServer, hard: Sandbox) -> None:
+    word = secrets.token_hex(4)
+    hard.files.write("/home/user/word", word)
+    snapshot = hard.create_snapshot()
+    other = Sandbox.create(snapshot.snapshot_id, timeout=60, **server.options)
+    try:
+        assert other.files.read("/home/user/word") == word
+    finally:
+        other.kill()
+        Sandbox.delete_snapshot(snapshot.snapshot_id, **server.options)
+
+
+def test_the_way_out_is_the_egress(hard: Sandbox) -> None:
+    refused = hard.commands.run("curl -sS -o /dev/null -w '%{http_code}' http://169.254.169.254/")
+    assert refused.stdout == "403"
+    straight = "curl -sS --noproxy '*' -m 20 http://169.254.169.254/ || echo none"
+    assert hard.commands.run(straight).stdout == "none\n"
+
+
 def test_too_much_memory_ends_the_program_and_not_the_sandbox(server: RunningServer, available: None) -> None:
     metadata = {**GVISOR, "ringfence.memory_mb": "768"}
     sandbox = Sandbox.create("base", metadata=metadata, timeout=300, **server.options)

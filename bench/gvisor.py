@@ -1,0 +1,93 @@
+"""What the harder tier costs: the same work in a sandbox of the process tier and in one under gVisor.
+
+Through the official SDK, on one real server on loopback, in one run: create → first result, a warm
+``run_code``, system calls, file operations, and arithmetic, which should cost the same. Prints a table with
+ratios and writes ``out/bench/gvisor.json``. Needs root and ``runsc``.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from e2b_code_interpreter import Sandbox
+from serving import Server, serving
+
+OUT = Path(__file__).parent.parent / "out" / "bench"
+CALLS = 100_000
+FILES = 300
+_CODE = {
+    f"{CALLS} × getppid()": f"import os\nfor _ in range({CALLS}): os.getppid()",
+    f"{FILES} files written, read, removed": (
+        "import os, tempfile\n"
+        "place = tempfile.mkdtemp()\n"
+        f"for number in range({FILES}):\n"
+        "    path = f'{place}/{number}'\n"
+        "    with open(path, 'wb') as file: file.write(b'x' * 4096)\n"
+        "    with open(path, 'rb') as file: file.read()\n"
+        "    os.unlink(path)\n"
+    ),
+    "64 MiB written to a file": "open('/home/user/big', 'wb').write(bytes(64 << 20))",
+    "20 × a program started": "import subprocess\nfor _ in range(20): subprocess.run(['/bin/true'])",
+    "arithmetic": "sum(n * n for n in range(3_000_000))",
+}
+
+
+def timed(sandbox: Sandbox, code: str) -> float:
+    """Seconds of one execution."""
+    started = time.perf_counter()
+    execution = sandbox.run_code(code, timeout=300)
+    if execution.error is not None:
+        raise SystemExit(f"it did not work: {execution.error}")
+    return time.perf_counter() - started
+
+
+def measure(server: Server, tier: str, rounds: int) -> dict[str, float]:
+    """Seconds by what was done: the best of `rounds`, except for the creation, which is the median."""
+    births, best = [], {}
+    for _ in range(rounds):
+        started = time.perf_counter()
+        sandbox = Sandbox.create(
+            metadata={"ringfence.isolation": tier}, timeout=600, request_timeout=300, **server.options
+        )
+        try:
+            timed(sandbox, "1 + 1")
+            births.append(time.perf_counter() - started)
+            warm = sorted(timed(sandbox, "1 + 1") for _ in range(20))
+            found = {"warm run_code(1 + 1)": warm[len(warm) // 2]}
+            found |= {name: timed(sandbox, code) for name, code in _CODE.items()}
+        finally:
+            sandbox.kill()
+        best = {name: min(seconds, best.get(name, seconds)) for name, seconds in found.items()}
+    births.sort()
+    return {"create → first result": births[len(births) // 2], **best}
+
+
+def main() -> None:
+    """Measure both tiers, print, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    with serving("base") as server:
+        gvisor = httpx.get(f"{server.options['api_url']}/health").json()["isolation"]["gvisor"]
+        if not gvisor["available"]:
+            raise SystemExit(gvisor["detail"])
+        figures: dict[str, Any] = {
+            "gvisor": gvisor["detail"],
+            "rounds": rounds,
+            "seconds": {tier: measure(server, tier, rounds) for tier in ("process", "gvisor")},
+        }
+    process, hard = figures["seconds"]["process"], figures["seconds"]["gvisor"]
+    figures["ratio"] = {name: hard[name] / process[name] for name in process}
+    print(f"\n{figures['gvisor']}; {rounds} rounds\n")
+    print(f"{'':<36}{'process':>12}{'gVisor':>12}{'ratio':>9}")
+    for name, ratio in figures["ratio"].items():
+        print(f"{name:<36}{process[name]:>10.4f} s{hard[name]:>10.4f} s{ratio:>8.1f}×")
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "gvisor.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
