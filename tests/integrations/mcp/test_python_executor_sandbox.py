@@ -127,7 +127,7 @@ async def test_the_timeout_interrupts_and_keeps_the_variables(
 ) -> None:
     async with connect(era, **remote) as client:
         code = "kept = 1\nprint('begin')\nwhile True: pass"
-        record = await execute(client, code, timeout_s=1)
+        record = await execute(client, code, timeout_s=3)
         assert record["status"] == "timeout"
         assert record["stdout"] == "begin\n"
         assert record["session_state"] == "preserved"
