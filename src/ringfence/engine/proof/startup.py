@@ -70,6 +70,8 @@ def _key(engine: Engine, name: str) -> str:
         __version__, platform.release(), platform.version(), platform.machine(), os.geteuid() == 0,
         template.template_id, template.python_version, engine.isolation.as_dict()["layers"], _own_code(),
     ]  # fmt: skip
+    if engine.isolation.tier != "process":  # another kernel, whose program may be another tomorrow
+        parts += [engine.isolation.tier, engine.isolation.gvisor]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
