@@ -79,7 +79,7 @@ def test_processes(server: RunningServer) -> None:
 
 def test_disk(sandbox: Sandbox) -> None:
     wanted = "[limit: the disk limit of 48 MiB is reached"
-    text = told(sandbox, "f = open('/tmp/a', 'wb')\nfor _ in range(60): f.write(bytes(1 << 20))")
+    text = told(sandbox, "with open('/tmp/a', 'wb') as f:\n    for _ in range(60): f.write(bytes(1 << 20))")
     assert wanted in text
     assert "ringfence.disk_mb" in text
     assert told(sandbox, "print('still full, but nothing was written')") == ""
