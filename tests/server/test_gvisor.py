@@ -154,7 +154,11 @@ def test_it_stands_still_and_goes_on(hard: Sandbox) -> None:
 def test_a_snapshot_has_its_files(server: RunningServer, hard: Sandbox) -> None:
     word = secrets.token_hex(4)
     hard.files.write("/home/user/word", word)
-    snapshot = hard.create_snapshot()
+    with pytest.raises(SandboxException, match=r"409.*gVisor.*variables"):
+        hard.create_snapshot()
+    with pytest.raises(SandboxException, match=r"409.*gVisor.*variables"):
+        hard.fork()
+    snapshot = hard.create_snapshot(mode="filesystem")
     other = Sandbox.create(snapshot.snapshot_id, timeout=60, **server.options)
     try:
         assert other.files.read("/home/user/word") == word
