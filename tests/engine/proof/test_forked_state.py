@@ -26,8 +26,9 @@ print(json.dumps({
 SHARED = """
 import json
 with open("/proc/self/maps") as maps:
-    heap = next(line.split()[0] for line in maps if "[heap]" in line)
-print(json.dumps({"hash seed": hash("x"), "layout": id(object), "heap": heap}))
+    lines = list(maps)
+heap, library = (next(line.split()[0] for line in lines if name in line) for name in ("[heap]", "/libc"))
+print(json.dumps({"hash seed": hash("x"), "layout": library, "heap": heap}))
 """
 
 
