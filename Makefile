@@ -2,7 +2,7 @@
 # make test    run the tests
 # make examples  run the examples for other people's agent frameworks, each in an environment of its own
 # make check   lint, formatting, types
-# make bench   measure the time to a first result
+# make bench   measure all figures; BENCH="first_result network" only those
 # make conformance  run other people's MCP clients and the protocol's suite (wants npm)
 # make matrix  install a hundred packages in sandboxes and use them (takes long; writes docs/reference/PACKAGES.md)
 # make lock    pin the packages of the built-in templates anew
@@ -17,6 +17,7 @@ READY := $(VENV)/.ready
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+BENCH ?= first_result e2b_operations fork_and_pause volumes network isolation gvisor mcp_server
 REQUIREMENTS := src/ringfence/engine/templates/requirements
 # uv reads none of pip's settings; this passes on where the user's pip gets its packages.
 UV := $(BIN)/python src/ringfence/engine/templates/indexes.py $(BIN)/uv
@@ -26,7 +27,9 @@ UV := $(BIN)/python src/ringfence/engine/templates/indexes.py $(BIN)/uv
 run: $(READY)
 	@$(BIN)/python examples/analyse_penguins.py
 
+# The templates first: building them takes minutes, and a test has two.
 test: $(READY)
+	@$(BIN)/ringfence template build base code-interpreter-mini code-interpreter-v1
 	@$(BIN)/python -m pytest
 
 examples: $(READY)
@@ -38,7 +41,7 @@ check: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
-	@$(BIN)/python bench/first_result.py
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
 
 conformance: $(READY)
 	@$(UV) pip install --quiet --python $(BIN)/python --group clients
