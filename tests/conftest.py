@@ -88,8 +88,13 @@ def start_server(data_dir: Path, *, templates: str = TEMPLATES, **environment: s
         stdout=subprocess.DEVNULL,
     )
     os.close(ready_write)
-    with os.fdopen(ready_read) as ready:
-        account = json.loads(_first_line(ready, process))
+    try:
+        with os.fdopen(ready_read) as ready:
+            account = json.loads(_first_line(ready, process))
+    except BaseException:  # the test's time is over while it starts
+        process.terminate()
+        process.wait(_STOP_SECONDS)
+        raise
     return RunningServer(
         account["url"], key, stranger, process, runtime_dir, account["isolation"], account["templates"]
     )

@@ -163,13 +163,15 @@ def whole_cpus(cpus: float) -> int:
 
 
 def metric(record: Record, sample: Sample) -> dict[str, Any]:
-    """One point of a sandbox's metrics (``SandboxMetric``). Memory and disk in bytes."""
+    """One point of a sandbox's metrics (``SandboxMetric``). Memory and disk in bytes, processor time in
+    percent of all its processors, as envd inside counts it.
+    """
     limits = record.sandbox.limits
     return {
         "timestamp": timestamp(sample.at),
         "timestampUnix": int(sample.at),
         "cpuCount": whole_cpus(limits.cpus),
-        "cpuUsedPct": round(sample.cpu_percent, 2),
+        "cpuUsedPct": round(sample.cpu_percent / whole_cpus(limits.cpus), 2),
         "memUsed": sample.stats.memory_used,
         "memTotal": sample.stats.memory_limit,
         "memCache": sample.stats.memory_cache,

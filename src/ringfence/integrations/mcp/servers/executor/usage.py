@@ -53,7 +53,7 @@ async def cpu_seconds(sandbox: AsyncSandbox) -> float | None:
     except (SandboxException, httpx.HTTPError):
         return None
     points = [(info.started_at.timestamp(), 0.0)]
-    points += [(sample.timestamp.timestamp(), sample.cpu_used_pct) for sample in samples]
+    points += [(one.timestamp.timestamp(), one.cpu_used_pct * one.cpu_count) for one in samples]
     return round(_integral(points), 3) if len(points) > 1 else None
 
 
