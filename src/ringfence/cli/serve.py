@@ -49,6 +49,14 @@ import click
 @click.option("--max-sandboxes", type=click.IntRange(1), help="Sandboxes that may run at once.")
 @click.option("--max-paused", type=click.IntRange(0), help="Sandboxes that may be paused, beside those.")
 @click.option("--max-snapshots", type=click.IntRange(0), help="Snapshots that may be kept.")
+@click.option("--max-volumes", type=click.IntRange(0), help="Volumes that one owner may have.")
+@click.option("--volume-size-mb", type=click.IntRange(16), help="Size of a volume, in MiB.")
+@click.option(
+    "--unbounded-volumes",
+    is_flag=True,
+    default=None,
+    help="Allow volumes without a limit where none can be enforced; they can fill the disk.",
+)
 @click.option("--max-memory-mb", type=click.IntRange(64), help="Ceiling of one sandbox's memory, in MiB.")
 @click.option("--total-memory-mb", type=click.IntRange(64), help="Memory of all sandboxes together, in MiB.")
 @click.option("--total-cpus", type=float, help="Processors of all sandboxes together.")
@@ -81,6 +89,28 @@ import click
 @click.option("--network-ceiling", help="What no sandbox may go past, in the same form.")
 @click.option("--network-allow-private", help="Private or own addresses that policies may allow, by commas.")
 @click.option("--network-hosts", help="Fixed addresses of names, as name=address, by commas.")
+@click.option(
+    "--network-roots",
+    type=click.Path(path_type=Path),
+    help="PEM file of authorities to trust, beside this machine's, where headers are changed.",
+)
+@click.option("--network-connections", type=click.IntRange(1), help="Connections a sandbox may have at once.")
+@click.option(
+    "--network-connections-per-second", type=click.IntRange(1), help="New ones per second, on average."
+)
+@click.option(
+    "--package-cache-mb",
+    type=click.IntRange(0),
+    help="Size of the shared cache of packages, in MiB; 0: no mirror and no cache.",
+)
+@click.option(
+    "--image-dir",
+    type=click.Path(path_type=Path),
+    help="Directory whose OCI layouts and image archives templates may be built from.",
+)
+@click.option(
+    "--image-registries", help="Registries that may be used though their addresses are private, by commas."
+)
 @click.option(
     "--ready-fd", type=click.IntRange(0), help="Descriptor that gets a line of JSON when it is ready."
 )
