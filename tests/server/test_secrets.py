@@ -269,6 +269,15 @@ def test_secrets_are_listed_by_pages(options: dict[str, str]) -> None:
         Secret.destroy(f"page-{number}", **options)
 
 
+@pytest.mark.parametrize("limit", ["0", "101", "x", "0000010", "000001" + "9" * 5000])
+def test_pages_have_a_size(networked: RunningServer, limit: str) -> None:
+    headers = {"X-API-KEY": networked.key}
+    for path in ("/secrets", "/snapshots", "/v2/sandboxes"):
+        answer = httpx.get(f"{networked.url}{path}", params={"limit": limit}, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("limit")
+
+
 @pytest.mark.parametrize(
     ("body", "what"),
     [
@@ -412,6 +421,8 @@ def raw(sandbox: Sandbox, request: bytes, host: str = "api.test") -> str:
         (b"GET / HTTP/1.1\r\n\r\n", "400"),
         (b"GET / HTTP/1.0\r\n\r\n", "400"),
         (b"CONNECT other.test:443 HTTP/1.1\r\nHost: other.test:443\r\n\r\n", "405"),
+        (b"TRACE / HTTP/1.1\r\nHost: api.test\r\n\r\n", "405"),
+        (b"GET https://[::/ HTTP/1.1\r\nHost: api.test\r\n\r\n", "400"),
         (b"GET / HTTP/1.1\r\nHost: api.test\r\nX: a\r\n\tb\x00\r\n\r\n", "400"),
         (b"GET / HTTP/1.1\r\nHost : api.test\r\n\r\n", "400"),
         (b"POST / HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: xchunked\r\n\r\n", "501"),

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -211,6 +212,24 @@ def test_errors_of_contents(volume: Volume) -> None:
             wrong()
     assert volume.read_file("file") == "1"
     assert not volume.exists("n")
+
+
+def test_a_request_to_read_that_is_not_whole(volume_server: RunningServer, volume: Volume) -> None:
+    volume.write_file("half", "contents")
+    head = (
+        f"GET /volumecontent/{volume.volume_id}/file?path=half HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {volume.token}\r\nContent-Length: 4\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", volume_server.port), 20) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.5)  # so that the server has the head alone
+        connection.sendall(b"late")
+        received = b""
+        while b"contents" not in received:
+            more = connection.recv(65536)
+            assert more, received
+            received += more
+    assert received.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(

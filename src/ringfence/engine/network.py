@@ -104,6 +104,8 @@ class Network:
         """Put other rules in force, for connections that stand as well. Raises PolicyError, LauncherError."""
         self.check(rules)
         edges = await self._edges_of(rules.transforms)
+        if sandbox_id not in self._policies:
+            return  # it has ended meanwhile, and nothing of its secrets may stay
         self._policies[sandbox_id], self._edges[sandbox_id] = self._fields(rules), edges
         egress = await self._egress()
         await egress.set_policy(sandbox_id, self._policies[sandbox_id], edges, self.authority_for(sandbox_id))
@@ -153,6 +155,7 @@ class Network:
             if self._link is None or not self._link.alive:
                 if self._link is not None:
                     await self._link.aclose()
+                    self._cache.close()  # the next process numbers its files from one again
                 self._link = await EgressLink.start(self._settings, self._indexes, self._roots())
                 self._link.on_event = self._on_event
             return self._link
@@ -162,23 +165,23 @@ class Network:
             self._tell_account(event["id"], event["account"])
             return
         if event["event"] != "network":
-            task = asyncio.get_running_loop().create_task(self._on_blob(event))
+            task = asyncio.get_running_loop().create_task(self._on_blob(event, self._link))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
         for listener in self.listeners:
             listener(event["id"], event["level"], event["message"])
 
-    async def _on_blob(self, event: dict[str, Any]) -> None:
-        """A file of the package cache is wanted, or was written."""
+    async def _on_blob(self, event: dict[str, Any], link: EgressLink | None) -> None:
+        """A file of the package cache is wanted, or was written, by the process behind `link`."""
         if event["event"] == "blob-end":
             await asyncio.to_thread(self._cache.end, event["number"], whole=event["whole"])
             return
         number = event["number"]
         descriptor, found = await asyncio.to_thread(self._cache.open, number, event["digest"])
         try:
-            if self._link is not None:
-                await self._link.give_blob(number, descriptor, found)
+            if link is not None:
+                await link.give_blob(number, descriptor, found)
         except LauncherError:
             self._cache.end(number, whole=False)
         finally:

@@ -107,7 +107,7 @@ def _parse_time(text: str) -> float | None:
 def _parse_limit(text: str) -> int:
     if not text:
         return MAX_PAGE
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MAX_PAGE):
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_PAGE):
         raise ApiError(400, f"limit must be from 1 to {MAX_PAGE}")
     return int(text)
 

@@ -200,12 +200,12 @@ class NewSecret(Body):
     """``POST /secrets``."""
 
     name: str
-    value: str
+    value: str = Field(repr=False)
     metadata: StringMap = {}
 
 
 class SecretUpdate(Body):
     """``POST /secrets/{id}``: a new value; `metadata` replaces what is there when it is given."""
 
-    value: str
+    value: str = Field(repr=False)
     metadata: dict[str, str] | None = None

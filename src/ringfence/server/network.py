@@ -51,6 +51,10 @@ class NetworkRequests:
 
     async def update(self, record: Record, update: NetworkUpdate) -> None:
         """Replace a sandbox's egress rules; what the request leaves out is cleared. Raises ApiError."""
+        async with record.network_lock:
+            await self._update(record, update)
+
+    async def _update(self, record: Record, update: NetworkUpdate) -> None:
         rules = await self.rules_of(record.owner, update, update.allow_internet_access)
         await self._engine.set_network(record.sandbox_id, rules)
         ingress = {key: value for key, value in record.network.items() if key in _INGRESS}
@@ -68,10 +72,11 @@ class NetworkRequests:
 
     async def refresh(self, record: Record) -> None:
         """Fill in the secrets of a sandbox's rules anew. Raises ApiError."""
-        network = Network.model_validate(record.network)
-        if secrets_in(_values(network)):
-            rules = await self.rules_of(record.owner, network, record.allow_internet_access)
-            await self._engine.set_network(record.sandbox_id, rules)
+        async with record.network_lock:  # else an update meanwhile would be undone
+            network = Network.model_validate(record.network)
+            if secrets_in(_values(network)):
+                rules = await self.rules_of(record.owner, network, record.allow_internet_access)
+                await self._engine.set_network(record.sandbox_id, rules)
 
     async def _transforms(self, owner: str, network: Network) -> tuple[Transform, ...]:
         if not network.rules:

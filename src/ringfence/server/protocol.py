@@ -149,6 +149,11 @@ class ClientConnection(HttpToolsProtocol):
         """Whether part of the request's body has not arrived."""
         return bool(self.cycle.more_body)
 
+    @property
+    def gone(self) -> bool:
+        """Whether the client has hung up, or has been given up."""
+        return bool(self.cycle.disconnected)
+
     def reset(self) -> None:
         """Break the connection so that the client sees a reset (TCP RST), not an orderly end."""
         self._end_cycle()

@@ -42,7 +42,8 @@ class Record:
     access_token: what envd inside asks for. traffic_token: what the proxy asks for on user ports.
     lifetime: seconds it was created for. request: what it was created by. snapshots: what it was started
     from, topmost first. volumes: what is mounted, under the names in `request`. pause_mode: ``full`` or
-    ``filesystem`` while it is paused. lock: held by whoever changes that.
+    ``filesystem`` while it is paused. lock: held by whoever changes that. network_lock:
+    held by whoever changes what it may reach, so that what is shown and what is in force stay the same.
     """
 
     sandbox: Sandbox
@@ -62,6 +63,7 @@ class Record:
     shown_template: tuple[str, str | None] | None = None
     pause_mode: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    network_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
 

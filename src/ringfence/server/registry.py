@@ -172,11 +172,19 @@ class Registry:
         self._records[record.sandbox_id] = record
         for started in self._start_listeners:
             started(record.sandbox_id, owner)
-        if self._network.generation != generation:
-            await self._network.refresh(record)
         self._log(record, "info", f"sandbox started from template {template.name}")
         self.leases.set(record.sandbox_id, record.end_at)
+        if self._network.generation != generation:
+            await self._refresh_new(record)
         return record
+
+    async def _refresh_new(self, record: Record) -> None:
+        """Put in force secrets that changed while a sandbox was starting; without them it ends."""
+        try:
+            await self._network.refresh(record)
+        except (ApiError, RingfenceError):
+            await self.kill(record.sandbox_id, "changed secrets could not be put in force")
+            raise
 
     async def update_network(self, record: Record, update: NetworkUpdate) -> None:
         """Replace what a sandbox may reach. Raises ApiError."""

@@ -190,7 +190,7 @@ def page(snapshots: list[Snapshot], params: Any) -> tuple[list[Snapshot], str | 
             raise ApiError(400, "nextToken is not one that this server gave")
         found = found[at:]
     limit = params.get("limit") or "100"
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= 100):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 6 and 1 <= int(limit) <= 100):
         raise ApiError(400, "limit must be from 1 to 100")
     following = found[int(limit)].snapshot_id if len(found) > int(limit) else None
     return found[: int(limit)], following

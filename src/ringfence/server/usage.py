@@ -75,9 +75,13 @@ class NetworkUsage:
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     async def _total(self, owner: str) -> Counter[str]:
+        """The sum of all. One that ends meanwhile is counted once: so that no counter ever goes back."""
+        theirs = [sandbox_id for sandbox_id, whose in self._owners.items() if whose == owner]
+        live = {sandbox_id: await self._engine.network_account(sandbox_id) for sandbox_id in theirs}
         total = Counter(self._ended.get(owner, Counter()))
-        for record in self._registry.owned(owner):
-            total.update(await self._engine.network_account(record.sandbox_id))
+        for sandbox_id, account in live.items():
+            if sandbox_id in self._owners:
+                total.update(account)
         return total
 
     def _started(self, sandbox_id: str, owner: str) -> None:

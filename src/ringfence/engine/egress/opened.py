@@ -26,6 +26,8 @@ _HOP_BY_HOP = frozenset(
      b"trailer", b"upgrade")
 )  # fmt: skip
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_NOT_ASKED = frozenset((b"CONNECT", b"TRACE"))
+"""A tunnel would be a way to another host; a trace would send back the headers that were set."""
 _NOT_PASSED_BACK = _HOP_BY_HOP | {b"alt-svc"}
 """``Alt-Svc`` speaks of HTTP/3, which is UDP and does not get out."""
 
@@ -154,12 +156,15 @@ class OpenedConnection:
         return h11.Request(method=request.method, target=target, headers=edge.transform.apply(headers))
 
     def _judged_target(self, request: h11.Request) -> bytes:
-        if request.method == b"CONNECT":
-            raise RequestRefusedError(405, "it asks for a tunnel (CONNECT)")
+        if request.method in _NOT_ASKED:
+            raise RequestRefusedError(405, f"it asks for {request.method.decode()}")
         hosts = [value for name, value in request.headers if name == b"host"]
         target: bytes = request.target
         if not target.startswith((b"/", b"*")):
-            parts = urlsplit(target)
+            try:
+                parts = urlsplit(target)
+            except ValueError:
+                raise RequestRefusedError(400, "its HTTP request is for no address") from None
             hosts.append(parts.netloc)
             target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
         if not hosts:

@@ -9,7 +9,7 @@ from ringfence.engine.egress.inspection import ForgedNameError, is_http
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _MAX_START = 64 * 1024
 _TLS_HANDSHAKE = 22
-_AGAIN_SECONDS = 0.02
+_AGAIN_SECONDS, _LONGEST_AGAIN_SECONDS = 0.02, 1.0
 _KNOWN: dict[int, Literal["tls", "http"]] = {443: "tls", 80: "http"}
 
 
@@ -22,6 +22,7 @@ async def first_protocol(
     """
     if port in _KNOWN:
         return _KNOWN[port]
+    pause = _AGAIN_SECONDS
     while True:
         if await _first_readable(inside, outside) is outside:
             return None
@@ -36,7 +37,8 @@ async def first_protocol(
             return "http"  # whose parser refuses it
         if kind is not None:
             return "http" if kind else None
-        await asyncio.sleep(_AGAIN_SECONDS)  # the rest of the line; what is there stays readable meanwhile
+        await asyncio.sleep(pause)  # the rest of the line; what is there stays readable meanwhile
+        pause = min(2 * pause, _LONGEST_AGAIN_SECONDS)
 
 
 async def _first_readable(*sockets: socket.socket) -> socket.socket:

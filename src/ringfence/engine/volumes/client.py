@@ -33,7 +33,10 @@ class Upload:
 
     async def publish(self) -> Entry:
         """Put the file where it belongs. Raises VolumeError."""
-        channel.send(self._reply, {"publish": True})
+        try:
+            channel.send(self._reply, {"publish": True})
+        except channel.ChannelClosedError:
+            raise VolumeError("the agent of the volume has ended; try again", "busy") from None
         answer, _ = await _receive(self._reply)
         return dict(answer["entry"])
 

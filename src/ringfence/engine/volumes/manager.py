@@ -169,6 +169,7 @@ class VolumeManager:
         self._timers[volume_id] = loop.call_later(_IDLE_SECONDS, self._close_if_idle, volume_id)
 
     def _close_if_idle(self, volume_id: str) -> None:
+        self._timers.pop(volume_id, None)
         agent = self._agents.get(volume_id)
         if agent is not None and not agent.busy:
             self._close_agent(volume_id)

@@ -37,7 +37,7 @@ class SecretRoutes:
     async def list_all(self, request: Request) -> Response:
         """``GET /secrets``: a page, by name, and in ``x-next-token`` where the next one starts."""
         limit = request.query_params.get("limit") or str(_MAX_PAGE)
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= _MAX_PAGE):
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 6 and 1 <= int(limit) <= _MAX_PAGE):
             raise ApiError(400, f"limit must be from 1 to {_MAX_PAGE}")
         after = request.query_params.get("nextToken") or ""
         found = await self._secrets.all(owner_of(request))

@@ -120,6 +120,6 @@ def _page(rows: list[Any], cursor: str | None, limit: int) -> tuple[list[Any], s
 def _number(text: str | None, name: str, default: int) -> int:
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= _MOST):
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= _MOST):
         raise ApiError(400, f"{name} must be from 1 to {_MOST}")
     return int(text)

@@ -17,8 +17,9 @@ from ringfence.engine.volumes.client import Download, VolumeAgent
 from ringfence.engine.volumes.tree import DEFAULT_DIRECTORY_MODE, DEFAULT_FILE_MODE, DEFAULT_ID, Entry
 from ringfence.server.errors import ApiError
 from ringfence.server.models import EntryChange
+from ringfence.server.protocol import connection_of
 from ringfence.server.records import timestamp
-from ringfence.server.requests import read_model
+from ringfence.server.requests import read_body, read_model
 from ringfence.server.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class VolumeContent:
 
     async def read(self, request: Request, volume_id: str) -> Response:
         """``GET …/file``."""
+        await read_body(request)  # it has none, but an answer to half a request could not be streamed
         async with contextlib.AsyncExitStack() as stack:
             agent = await stack.enter_async_context(self._manager.agent(volume_id))
             download = await stack.enter_async_context(agent.download(_Query(request).path))
@@ -139,6 +141,8 @@ class _FileResponse(Response):
         async with self._stack:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for chunk in self._download.chunks():
+                if connection_of(scope).gone:
+                    return  # nobody takes the rest
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 

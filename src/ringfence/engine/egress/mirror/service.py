@@ -6,7 +6,7 @@ import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -39,7 +39,7 @@ class Index:
 
     kind: str
     url: str
-    authorization: str
+    authorization: str = field(repr=False)
 
     def credentials(self) -> tuple[str, str] | None:
         """What `Fetcher.get` takes."""
@@ -183,7 +183,7 @@ class _Exchange:
             await self._say(403, str(error))
         except _NotThereError as error:
             await self._say(404, str(error))
-        except (FetchError, BadPageError, UnreachableError) as error:
+        except (FetchError, BadPageError, UnreachableError, ValueError) as error:  # an address may be none
             await self._say(502, str(error))
         return self._client.reusable
 
