@@ -67,7 +67,10 @@ async def test_the_total_holds_where_one_limit_would_not() -> None:
             pytest.skip("there are no cgroups for this engine")
         limits = Limits(memory_mb=1024)
         first = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE, limits=limits))
-        assert await output(first, FILL) == b""
+        told = (await output(first, FILL)).decode()
+        assert "held" not in told
+        assert "all sandboxes together ran out of memory (this one had " in told
+        assert "--total-memory-mb" in told
         assert (await engine.stats(first.sandbox_id)).memory_peak < 512 << 20
         second = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE, limits=limits))
         assert await output(second, "print(6 * 7)") == b"42\n"

@@ -7,6 +7,7 @@ from ringfence.guest.memory import MemoryMeter
 
 _MIB = 1 << 20
 _METADATA = "a create request may ask for more (metadata {name}), within the operator's ceiling"
+_TOTAL = "Try again when others have ended; the operator sets the total (--total-memory-mb)"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class LimitWatch:
         kills = self._meter.oom_kills() - mark.oom_kills
         if memory and kills > 0:
             ended = "a process was" if kills == 1 else f"{kills} processes were"
-            told.append(f"{self._meter.reached()}; {ended} ended. {_more('memory_mb')}")
+            more = _more("memory_mb") if self._meter.own_limit() else _TOTAL
+            told.append(f"{self._meter.reached()}; {ended} ended. {more}")
         if self._meter.forks_refused() > mark.forks_refused:
             told.append(
                 f"the limit of {self._pids} processes and threads was reached; {_more('pids').lower()}"

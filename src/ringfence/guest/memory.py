@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 _MIB = 1 << 20
+_NEAR = 0.9
 
 
 class MemoryMeter:
@@ -47,7 +48,16 @@ class MemoryMeter:
         """What befell a process that was killed for want of memory, as a sentence without its subject."""
         return f"was killed because {self.reached()}"
 
+    def own_limit(self) -> bool:
+        """Whether a kill was for the sandbox's own limit; it never came near it when all sandboxes together
+        had no more.
+        """
+        peak = self.peak()
+        return not peak or peak > self._limit * _NEAR
+
     def reached(self) -> str:
-        """That the limit was reached, and the peak."""
+        """Which limit was reached, and the peak."""
         limit, peak = self._limit // _MIB, self.peak() // _MIB
+        if not self.own_limit():
+            return f"all sandboxes together ran out of memory (this one had up to {peak} of {limit} MiB)"
         return f"the memory limit of {limit} MiB was reached (peak {peak} MiB)"

@@ -41,7 +41,9 @@ def record() -> Iterator[Any]:
     while len(states(os.readlink(f"/proc/{pid}/ns/pid"))) < 4:
         time.sleep(0.005)
     pidfd = linux.pidfd_open(pid)
-    yield SimpleNamespace(sandbox_id="x", pid=pid, pidfd=pidfd, frozen=False, stopped_before=set())
+    yield SimpleNamespace(
+        sandbox_id="x", pid=pid, pidfd=pidfd, frozen=False, stopped_before=set(), gvisor=False
+    )
     linux.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.close(pidfd)
     process.wait()
