@@ -12,6 +12,8 @@ from ringfence.engine.engine import Engine
 from ringfence.engine.isolation import capabilities, userns
 from ringfence.engine.model import Sandbox
 
+_COUNTERS_V1 = ("memory.max_usage_in_bytes", "memory.oom_control", "pids.events")
+_COUNTERS_V2 = ("memory.peak", "memory.events", "pids.events")
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
@@ -49,14 +51,23 @@ def test_every_namespace_is_its_own(sandbox: Sandbox) -> None:
 
 
 def test_no_descriptor_of_the_host_is_inherited(sandbox: Sandbox) -> None:
-    kinds = set()
+    counters = set()
     for fd in Path(f"/proc/{sandbox.pid}/fd").iterdir():
-        kinds.add(os.readlink(fd).split(":")[0])
-    assert kinds <= {"/dev/null", "socket", "anon_inode", "pipe"} | _counters(kinds)
+        target = os.readlink(fd)
+        if target.startswith("/sys/fs/cgroup/"):
+            counters.add(Path(target).name)
+            # PID 1 alone reads them, to tell which limit was met, and nobody can write to them.
+            assert Path(target).parent.name == sandbox.sandbox_id
+            assert _access_mode(sandbox.pid, fd.name) == os.O_RDONLY
+        else:
+            assert target.split(":")[0] in {"/dev/null", "socket", "anon_inode", "pipe"}
+    assert counters <= {*_COUNTERS_V1, *_COUNTERS_V2}
 
 
-def _counters(kinds: set[str]) -> set[str]:
-    return {kind for kind in kinds if kind.startswith("/") and Path(kind).name.startswith("memory.")}
+def _access_mode(pid: int, fd: str) -> int:
+    info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+    flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
+    return int(flags, 8) & os.O_ACCMODE
 
 
 def test_rlimits(sandbox: Sandbox) -> None:
