@@ -2,56 +2,80 @@
 
 Inside gVisor a system call that is not refused reached gVisor's kernel, a program without power on the host,
 and not the host's. Such an attack proves nothing either way: it does not apply, and the report names it with
-what it saw. Only attacks in this table are judged so, each for its reason; all others are judged as ever.
+what it saw. Only attacks in this table are judged so, each for its reason and only for the evidence that is
+known of gVisor: with any other evidence, and all other attacks, are judged as ever.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 
 from ringfence.engine.proof import program
 from ringfence.engine.proof.model import Finding
 
+_REACHED = r"\w+ reached the kernel: E\w+"
+"""A call that failed, in gVisor's kernel, for another reason than being forbidden: nothing was done."""
+_OWN_NAMESPACE = rf"unshare was done: 0|{_REACHED}"
 _ANSWERED = "gVisor's own kernel answered, not the host's"
 _SHOWN = "it is gVisor's own file, and tells nothing of the host"
 _UNTOLD = "this gVisor's /proc does not say"
-_REASONS = {
-    "a-file-handle-of-the-host": _ANSWERED,
-    "the-hosts-devices-are-there": "gVisor makes these devices up; none is the host's",
-    "a-setuid-program-gives-power": _UNTOLD,
-    "magic-links-of-pid-1": "gVisor shows every environment to all; that of PID 1 holds a PATH and no secret",
-    "the-nursery-is-read": "gVisor shows every environment to all; that of the nursery holds no secret",
-    "the-namespaces-of-others-are-joined": _SHOWN,
-    "a-new-namespace-by-unshare": _ANSWERED,
-    "namespaces-of-every-kind": _ANSWERED,
-    "it-has-capabilities-outside": _UNTOLD,
-    "it-is-in-the-hosts-user-namespace": _SHOWN,
-    "the-hosts-secrets-are-read": _SHOWN,
-    "io-uring": _ANSWERED,
-    "input-for-a-terminal-is-forged": _ANSWERED,
-    "address-randomization-is-switched-off": _ANSWERED,
-    "the-filter-is-taken-off": "the filter is outside, on gVisor itself; the host looks at it",
-    "the-network-is-reconfigured": _ANSWERED,
-    "priority-is-raised": "it is a number of gVisor's; to the host all of its threads are alike",
-    "tracing-and-bpf": _ANSWERED,
-    "exploit-helpers": _ANSWERED,
-    "keyrings": _ANSWERED,
-    "mounts": _ANSWERED,
-    "a-release-agent-is-set": _ANSWERED,
-    "modules-and-reboot": _ANSWERED,
-    "clocks-and-names": _ANSWERED,
-    "the-x32-calls": _ANSWERED,
-    "odd-sockets": _ANSWERED,
-    "raw-sockets": _ANSWERED,
-    "netlink-of-the-firewall": _ANSWERED,
-    "tables-of-the-firewall": _ANSWERED,
-    "the-console-is-taken": _ANSWERED,
-    "a-pidfd-leads-into-others": _ANSWERED,
-    "attributes-give-power": _ANSWERED,
-    "limits-of-the-host-are-changed": _ANSWERED,
-    "the-hosts-settings-are-written": _SHOWN,
-    "memory-is-locked": "gVisor locks nothing: its memory is limited as a whole",
-    "a-crash-leaves-a-core": "gVisor writes no cores",
+_SETTINGS = (
+    "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory", "/proc/sys/net/ipv4/ip_forward",
+    "/proc/1/oom_score_adj", "/proc/1/uid_map",
+)  # fmt: skip
+"""Of gVisor's own kernel, and of PID 1, which is the sandbox's."""
+
+
+def _some_of(*names: str) -> str:
+    one = "|".join(map(re.escape, names))
+    return f"(?:{one})(?:, (?:{one}))*"
+
+
+_KNOWN = {
+    "a-file-handle-of-the-host": (_REACHED, _ANSWERED),
+    "the-hosts-devices-are-there": (
+        f"/dev has {_some_of('fuse', 'net')}",
+        "gVisor makes these devices up; none is the host's",
+    ),
+    "a-setuid-program-gives-power": (r"not proven: KeyError: 'NoNewPrivs'", _UNTOLD),
+    "magic-links-of-pid-1": (
+        "can be read: environ, fd, maps",
+        "gVisor shows names of descriptors and every environment to all; that of PID 1 holds a PATH and no "
+        "secret",
+    ),
+    "the-nursery-is-read": (
+        r"can be opened: /proc/\d+/environ",
+        "gVisor shows every environment to all; those of PID 1 and the nursery hold no secret",
+    ),
+    "the-namespaces-of-others-are-joined": (r"/proc/1/ns/\w+ can be opened", _SHOWN),
+    "a-new-namespace-by-unshare": (_OWN_NAMESPACE, _ANSWERED),
+    "namespaces-of-every-kind": (_OWN_NAMESPACE, _ANSWERED),
+    "it-has-capabilities-outside": (r"not proven: KeyError: 'CapAmb'", _UNTOLD),
+    "it-is-in-the-hosts-user-namespace": (r"uid_map: \[\(0, 0, 4294967295\)\]", _SHOWN),
+    "the-hosts-settings-are-written": (f"can be written: {_some_of(*_SETTINGS)}", _SHOWN),
+    "the-hosts-secrets-are-read": (r"can be read: /proc/cmdline", _SHOWN),
+    "io-uring": (_REACHED, _ANSWERED),
+    "input-for-a-terminal-is-forged": (_REACHED, _ANSWERED),
+    "address-randomization-is-switched-off": (_REACHED, _ANSWERED),
+    "the-filter-is-taken-off": (
+        "Seccomp: 0",
+        "the filter is outside, on gVisor itself; the host looks at it",
+    ),
+    "the-network-is-reconfigured": (r"not proven: OSError: \[Errno 25\] .*", _ANSWERED),
+    "priority-is-raised": (
+        "nice -5",
+        "it is a number of gVisor's; to the host all of its threads are alike",
+    ),
 }
+"""Of each attack: all that its evidence may say (a regular expression), and the reason."""
+_KNOWN_OF_ROOT = {
+    "magic-links-of-pid-1": (
+        r"can be read: environ, fd, maps(, fd/\d+ \(pipe:\[\d+\]\))*",
+        "gVisor gives the sandbox's root, who may end PID 1, the pipes on which it reads the output of the "
+        "sandbox's processes; its sockets cannot be opened",
+    ),
+}
+"""What is known of the sandbox's root alone."""
 
 _ENDS_IT = "the-guest-is-killed"
 """gVisor lets the sandbox's root end PID 1, and with it the sandbox: its own, and nothing else."""
@@ -68,7 +92,8 @@ def untried(names: Collection[str], who: str) -> list[Finding]:
 
 def judged(finding: Finding) -> Finding:
     """The finding as it is to be read for a sandbox whose kernel is gVisor."""
-    reason = _REASONS.get(finding.attack)
-    if finding.verdict != "got through" or reason is None or "gave no answer" in finding.evidence:
+    table = {**_KNOWN, **_KNOWN_OF_ROOT} if finding.who == "root" else _KNOWN
+    known, reason = table.get(finding.attack, ("", ""))
+    if finding.verdict != "got through" or not known or not re.fullmatch(known, finding.evidence):
         return finding
     return replace(finding, verdict="not applicable", evidence=f"{reason} ({finding.evidence})")

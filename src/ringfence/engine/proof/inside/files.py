@@ -198,6 +198,7 @@ def magic_links_of_pid_1(facts: Facts) -> str:
     """The root, directory, memory, environment and descriptors of the sandbox's first process."""
     if os.getpid() == 1:
         raise NotApplicable("it is PID 1 itself")
+    told = []
     for name in ("root", "cwd", "exe", "mem", "environ", "fd", "maps", "map_files"):
         path = f"/proc/1/{name}"
         with suppress(OSError):
@@ -206,5 +207,21 @@ def magic_links_of_pid_1(facts: Facts) -> str:
             else:
                 with open(path, "rb") as file:
                     file.read(1)
-            raise GotThrough(f"{path} can be read")
+            told.append(name)
+    told += _opened_descriptors()
+    if told:
+        raise GotThrough(f"can be read: {', '.join(told)}")
     return "nothing of /proc/1 that leads anywhere can be opened"
+
+
+def _opened_descriptors() -> list[str]:
+    """Which files of PID 1 can be opened by its descriptors, but the null device."""
+    opened = []
+    with suppress(OSError):
+        for number in sorted(os.listdir("/proc/1/fd")):
+            with suppress(OSError):
+                target = os.readlink(f"/proc/1/fd/{number}")
+                if target != "/dev/null":
+                    os.close(os.open(f"/proc/1/fd/{number}", os.O_RDONLY | os.O_NONBLOCK))
+                    opened.append(f"fd/{number} ({target})")
+    return opened

@@ -87,6 +87,7 @@ def another_process_is_read(facts: Facts) -> str:
 def the_nursery_is_read(facts: Facts) -> str:
     """Memory and descriptors of the processes that serve the sandbox (CVE-2019-5736)."""
     tried = 0
+    opened: dict[str, str] = {}
     for pid in range(1, 256):
         if pid in (os.getpid(), os.getppid()) or _is_ours(pid):
             continue
@@ -94,7 +95,9 @@ def the_nursery_is_read(facts: Facts) -> str:
         for name, flags in _WAYS_IN:
             with suppress(OSError):
                 os.close(os.open(f"/proc/{pid}/{name}", flags))
-                raise GotThrough(f"/proc/{pid}/{name} can be opened")
+                opened.setdefault(name, f"/proc/{pid}/{name}")
+    if opened:
+        raise GotThrough(f"can be opened: {', '.join(opened.values())}")
     return f"{tried} pids that are not of this user tried"
 
 
