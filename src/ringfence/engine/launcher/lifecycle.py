@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import KernelStateError, LauncherError
+from ringfence.core.errors import KernelStateError, LauncherError, RingfenceError
 from ringfence.engine.isolation import disk, linux, userns
 from ringfence.engine.launcher import standstill, states, treecopy
 from ringfence.engine.launcher.helpers import in_child, result_of
@@ -130,10 +130,14 @@ class Lifecycle:
             )
         Path(directory).mkdir(0o700)
         copy = _Copy(request_id, record, directory, thaw=record.ready and not record.frozen)
-        if memory and record.ready and record.template.zygote is not None:
-            self._save_states(copy)
-        else:
-            self._copy_files(copy)
+        try:
+            if memory and record.ready and record.template.zygote is not None:
+                self._save_states(copy)
+            else:
+                self._copy_files(copy)
+        except (RingfenceError, OSError) as error:  # nothing is left of it then
+            record.saving = False
+            self._fail(copy, f"sandbox {record.sandbox_id} cannot be copied: {error}")
 
     def _save_states(self, copy: "_Copy") -> None:
         record = copy.record
@@ -168,18 +172,14 @@ class Lifecycle:
             copy.size = result["result"]["bytes"]
             try:
                 self._copy_files(copy)
-            except OSError as error:
+            except (RingfenceError, OSError) as error:
                 self._fail(copy, f"sandbox {record.sandbox_id} cannot be copied: {error}")
 
     def _copy_files(self, copy: "_Copy") -> None:
         record = copy.record
         if record.ready and not record.frozen:
             standstill.hold(record, freezer=self._host.cgroups.can_freeze)
-        try:
-            answer, pid = self._start_copy(record, copy.directory)
-        except OSError:
-            self._let_go(record, copy.thaw)
-            raise
+        answer, pid = self._start_copy(record, copy.directory)
         record.helper = linux.pidfd_open(pid)
         self._selector.register(answer, selectors.EVENT_READ, lambda: self._on_copied(copy, answer))
 

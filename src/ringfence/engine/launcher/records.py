@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from ringfence.core.errors import LimitError
 from ringfence.engine.isolation import userns
 from ringfence.engine.isolation.cgroups import Cgroup
+
+_NURSERIES_AT_ONCE = 20
 
 
 @dataclass
@@ -76,8 +79,9 @@ class SandboxRecord:
     files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
     gvisor: whether its kernel is gVisor.
     stopped_before: pids that were stopped already when it was held by signals. namespaces: what a nursery
-    joins. nurseries: how many more than the first it has had. saving: its guest may say why it could not save
-    the state of its kernels, which is then `unsaved`.
+    joins. nurseries: how many more than the first it has had; nursery_since: up to when its time is used up
+    by them. saving: its guest may say why it could not save the state of its kernels, which is then
+    `unsaved`.
     """
 
     sandbox_id: str
@@ -94,6 +98,7 @@ class SandboxRecord:
     pidfd: int = -1
     namespaces: list[int] = field(default_factory=list)
     nurseries: int = 0
+    nursery_since: float = 0.0
     ready: bool = False
     killed: bool = False
     error: str = ""
@@ -108,6 +113,18 @@ class SandboxRecord:
     stopped_before: set[int] = field(default_factory=set)
     saving: bool = False
     unsaved: str = ""
+
+    def may_have_nursery(self, most: int) -> bool:
+        """Whether it may have another nursery now, which is then counted: `most` in all, a few at once and
+        then one a second, so that no sandbox keeps the zygote, which all of a template share, to itself.
+        """
+        now = time.monotonic()
+        self.nursery_since = max(self.nursery_since, now - _NURSERIES_AT_ONCE)
+        if self.nurseries >= most or self.nursery_since >= now:
+            return False
+        self.nurseries += 1
+        self.nursery_since += 1
+        return True
 
     def end_life(self) -> None:
         """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ringfence.core.errors import RingfenceError
 from ringfence.engine.zygote import channel
 
 GUEST = ""
@@ -57,13 +58,22 @@ class Rotation:
         self._successors: dict[str, Started] = {}
 
     def forked(self, name: str) -> None:
-        """The zygote `name` has been asked for a fork. Starts a successor when it is time."""
+        """The zygote `name` has been asked for a fork. Starts a successor when it is time.
+
+        When that fails, the one there is goes on as if it were new: nothing of it fails who asked for a fork.
+        """
         use = self._uses.setdefault(name, _Use())
         use.forks += 1
         often = self._after and use.forks >= self._after
         long = self._seconds and time.monotonic() - use.since >= self._seconds
         if (often or long) and name not in self._successors:
-            pid, end = self._successors[name] = self._start(name)
+            try:
+                pid, end = self._successors[name] = self._start(name)
+            except (RingfenceError, OSError) as error:
+                text = f"ringfence launcher: no new zygote {name!r} could be started: {error}\n"
+                os.write(2, text.encode())
+                self._uses[name] = _Use()
+                return
             self._selector.register(end, selectors.EVENT_READ, lambda: self._on_message(name, pid, end))
 
     def _on_message(self, name: str, pid: int, end: socket.socket) -> None:

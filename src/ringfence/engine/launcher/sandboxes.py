@@ -7,6 +7,7 @@ import select
 import selectors
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ Announce = Callable[[dict[str, Any]], None]
 MAX_ERROR = 2000
 MAX_TRACE = 8000
 _MAX_NURSERIES = 1000
-"""How often a sandbox may lose its nursery and get another: each costs the launcher a fork."""
+"""How often a sandbox may lose its nursery and get another: each costs the template's zygote a fork."""
+_NO_LINGER = struct.pack("ii", 0, 0)
 
 
 class Sandboxes:
@@ -69,14 +71,20 @@ class Sandboxes:
         sandbox_id = request["id"]
         if sandbox_id in self._by_id:
             raise LimitError(f"sandbox {sandbox_id} exists already")
-        slot, slot_fd = template.take_slot()
-        directory = self._runtime_dir / sandbox_id
-        directory.mkdir(mode=0o700)
         limits = request["limits"]
         gvisor = request["gvisor"] is not None
-        cgroup = self._host.cgroups.create(
-            sandbox_id, self._host.group_limits(gvisor_cgroup(limits) if gvisor else limits)
-        )
+        slot, slot_fd = template.take_slot()
+        directory = self._runtime_dir / sandbox_id
+        try:
+            directory.mkdir(mode=0o700)
+            cgroup = self._host.cgroups.create(
+                sandbox_id, self._host.group_limits(gvisor_cgroup(limits) if gvisor else limits)
+            )
+        except BaseException:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            template.give_slot(slot, slot_fd)
+            raise
         report, report_end = channel.pair()
         record = SandboxRecord(
             sandbox_id, template, slot, slot_fd, cgroup, directory, report, None, None,
@@ -96,7 +104,17 @@ class Sandboxes:
     def _start(
         self, request_id: int, request: dict[str, Any], record: SandboxRecord, report_end: socket.socket
     ) -> None:
+        try:
+            self._ask_for(request, record, report_end)
+        except BaseException:
+            self._failed(record, "")  # who asked is answered with the error
+            raise
         record.create_request = request_id
+        self._selector.register(record.report, selectors.EVENT_READ, lambda: self._on_report(record))
+        self._forked(GUEST)
+
+    def _ask_for(self, request: dict[str, Any], record: SandboxRecord, report_end: socket.socket) -> None:
+        """Have the guest zygote fork the sandbox."""
         http, tunnel = _listen(record.directory / "http.sock"), _listen(record.directory / "tunnel.sock")
         guest_end, record.nursery_end = channel.pair()
         procs = record.cgroup.procs_fds()
@@ -120,8 +138,6 @@ class Sandboxes:
             for end in sent:
                 end.close()
             channel.close_all([*procs, *counters])
-        self._selector.register(record.report, selectors.EVENT_READ, lambda: self._on_report(record))
-        self._forked(GUEST)
 
     def _birth(self, request: dict[str, Any], record: SandboxRecord, counters: int) -> dict[str, Any]:
         limits = request["limits"]
@@ -162,7 +178,7 @@ class Sandboxes:
         except ValueError:
             message, fds = {}, []
         if not self._take_report(record, message, fds):
-            channel.close_all(fds)
+            _close_strangers(fds)
             self._break_off(record)
 
     def _take_report(self, record: SandboxRecord, message: dict[str, Any], fds: list[int]) -> bool:
@@ -258,15 +274,14 @@ class Sandboxes:
 
     def _renew_nursery(self, record: SandboxRecord, end: int) -> bool:
         """Make another nursery on the socket `end`: the sandbox's root has killed the one there was."""
-        if record.killed or not record.namespaces or record.nurseries >= _MAX_NURSERIES:
+        if not _is_channel(end):
+            return False
+        if record.killed or not record.namespaces or not record.may_have_nursery(_MAX_NURSERIES):
             os.close(end)  # the guest finds it closed
             return True
-        try:
-            record.nursery_end = socket.socket(fileno=end)
-        except OSError:
-            return False
-        record.nurseries += 1
-        with contextlib.suppress(channel.ChannelClosedError):
+        record.nursery_end = socket.socket(fileno=end)
+        # What fails for want of descriptors or processes costs this sandbox its kernels, not all theirs.
+        with contextlib.suppress(channel.ChannelClosedError, OSError):
             self._send_nursery(record)
         return True
 
@@ -395,6 +410,39 @@ class Sandboxes:
     def _unwatch(self, record: SandboxRecord) -> None:
         if record.report.fileno() >= 0 and record.report in self._selector.get_map():
             self._selector.unregister(record.report)
+
+
+def _copy_of(fd: int) -> socket.socket | None:
+    """Another descriptor of what may be a socket; None for anything else."""
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
+
+
+def _is_channel(fd: int) -> bool:
+    """Whether a stranger's descriptor is a socket like those of `channel.pair`.
+
+    Any other one may keep whoever closes it waiting, as a TCP socket does that is to linger.
+    """
+    end = _copy_of(fd)
+    if end is None:
+        return False
+    with end:
+        kind = end.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        return end.family == socket.AF_UNIX and kind == socket.SOCK_SEQPACKET
+
+
+def _close_strangers(fds: list[int]) -> None:
+    """Close a hostile guest's descriptors without waiting for what it has to send on them."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            if (end := _copy_of(fd)) is not None:
+                with end:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    channel.close_all(fds)
 
 
 def _listen(path: Path) -> socket.socket:

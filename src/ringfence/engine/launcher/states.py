@@ -33,8 +33,13 @@ def request_for(record: SandboxRecord) -> dict[str, Any]:
 
 def open_place(directory: str) -> tuple[int, int, int]:
     """A new file in a snapshot's directory, and a pipe's two ends."""
-    file = os.open(f"{directory}/{NAME}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     source, target = os.pipe2(os.O_CLOEXEC)
+    try:
+        file = os.open(f"{directory}/{NAME}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        os.close(source)
+        os.close(target)
+        raise
     with contextlib.suppress(OSError):  # over the user's limit for pipes: the usual 64 KiB do too
         fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     return file, source, target
