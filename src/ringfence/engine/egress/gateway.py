@@ -168,14 +168,16 @@ class Gateway:
     @staticmethod
     def _connection_of(fds: list[int]) -> socket.socket | None:
         """The one TCP socket among the descriptors, if it is one."""
-        if len(fds) == 1:
-            with contextlib.suppress(OSError):
-                connection = socket.socket(fileno=fds[0])
-                fds.clear()
-                if (connection.family, connection.type) == (socket.AF_INET, socket.SOCK_STREAM):
-                    return connection
-                connection.close()
-        channel.close_all(fds)
+        alone = len(fds) == 1
+        for fd in fds:
+            try:
+                connection = socket.socket(fileno=fd)
+            except OSError:
+                channel.close_all([fd])
+                continue
+            if alone and (connection.family, connection.type) == (socket.AF_INET, socket.SOCK_STREAM):
+                return connection
+            close(connection, reset=True)  # any kind of socket may be set to keep us waiting
         return None
 
     def _work(
