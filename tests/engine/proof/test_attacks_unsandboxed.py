@@ -165,8 +165,13 @@ def test_what_the_other_layers_hold_gets_through_without_them(facts: dict[str, A
     try:
         with open(facts["shared_file"], "rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            opener = "import sys\nwhile True: open(sys.argv[1]).close()"
-            with subprocess.Popen([sys.executable, "-c", opener, facts["shared_file"]]) as neighbour:
+            opener = (
+                "import sys, time\nprint(flush=True)\nwhile True: open(sys.argv[1]).close(); time.sleep(0.01)"
+            )
+            command = [sys.executable, "-c", opener, facts["shared_file"]]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as neighbour:
+                assert neighbour.stdout is not None
+                assert neighbour.stdout.readline()
                 answers = run(BY_OTHER_LAYERS, facts, A_SECRET_KEY_TOKEN="x")
                 neighbour.kill()
     finally:
