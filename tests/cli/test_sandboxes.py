@@ -55,6 +55,20 @@ def test_another_key_neither_sees_nor_kills_them(ringfence: Ringfence, server: A
     assert sandbox.is_running()
 
 
+def test_templates_are_those_of_the_same_server(ringfence: Ringfence, server: Any) -> None:
+    for named in (
+        {"RINGFENCE_URL": server.url, "RINGFENCE_API_KEY": server.key},
+        {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url, "E2B_API_KEY": server.key},
+    ):
+        assert "base" in ringfence("template", "list", **named).stdout
+        missing = ringfence("template", "delete", "no-such", **named)
+        assert missing.returncode == 1
+        assert "template 'no-such' not found" in missing.stderr
+    unnamed = ringfence("template", "delete", "no-such", RINGFENCE_BACKEND="local")
+    assert "no server is named: set RINGFENCE_URL" in unnamed.stderr
+    assert "Traceback" not in unnamed.stderr
+
+
 def test_a_wrong_key_and_no_server_are_one_line(ringfence: Ringfence, server: Any) -> None:
     wrong = ringfence("ps", RINGFENCE_URL=server.url, RINGFENCE_API_KEY="e2b_00")
     assert wrong.returncode == 1

@@ -1,4 +1,4 @@
-"""Which server the commands about running sandboxes ask, and as whom."""
+"""Which server the commands about sandboxes and templates ask, and as whom."""
 
 from typing import Any
 
@@ -13,6 +13,17 @@ def sdk_options() -> dict[str, Any]:
     Raises ConfigurationError for settings that contradict each other, and click.ClickException when they name
     no server: the embedded one belongs to the process that started it.
     """
+    options = named_options()
+    if options is None:
+        raise click.ClickException(
+            "no server is named: set RINGFENCE_URL and RINGFENCE_API_KEY to those of a `ringfence serve`, or "
+            "E2B_API_KEY. (Sandboxes of ringfence mcp and run belong to those processes and end with them.)"
+        )
+    return options
+
+
+def named_options() -> dict[str, Any] | None:
+    """The same; None when the settings name no server."""
     settings = load_settings()
     backend = settings.choose_backend()
     timeout = {"request_timeout": settings.request_timeout, "debug": False}
@@ -27,7 +38,4 @@ def sdk_options() -> dict[str, Any]:
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         return {"api_key": settings.e2b_api_key.get_secret_value(), **chosen, **timeout}
-    raise click.ClickException(
-        "no server is named: set RINGFENCE_URL and RINGFENCE_API_KEY to those of a `ringfence serve`, "
-        "or E2B_API_KEY. (Sandboxes of ringfence mcp and run belong to those processes and end with them.)"
-    )
+    return None

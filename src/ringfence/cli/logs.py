@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -44,7 +45,7 @@ def _entries(sandbox: str, *, follow: bool) -> Iterator[dict[str, Any]]:
     with httpx.Client(base_url=config.api_url, headers={"X-API-KEY": config.api_key or ""}) as client:
         while True:
             try:
-                answer = client.get(f"/sandboxes/{sandbox}/logs", params={"limit": 1000})
+                answer = client.get(f"/sandboxes/{quote(sandbox, safe='')}/logs", params={"limit": 1000})
             except httpx.HTTPError as error:
                 raise click.ClickException(f"{config.api_url}: {error or type(error).__name__}") from error
             if answer.status_code == httpx.codes.NOT_FOUND and seen:

@@ -1,8 +1,8 @@
 """``ringfence template``: list, build and delete templates.
 
 The built-in templates are on this machine and need no server. Those that users build belong to a server;
-which one, and as whom, is said by the variables that the SDK reads: ``E2B_API_URL`` and ``E2B_API_KEY``, or
-``RINGFENCE_URL`` and ``RINGFENCE_API_KEY``.
+which one, and as whom, is said by the same settings as for all commands (`elsewhere`): ``RINGFENCE_URL`` and
+``RINGFENCE_API_KEY``, or ``E2B_API_KEY`` and what the SDK reads beside it.
 """
 
 import json
@@ -110,15 +110,18 @@ def _build_builtin(names: tuple[str, ...], cache_dir: Path | None) -> None:
 
 
 def _server() -> "TemplateServer | None":
-    from ringfence.cli.template_server import TemplateServer
+    from ringfence.cli.elsewhere import named_options
 
-    return TemplateServer.from_environment()
+    options = named_options()
+    if options is None:
+        return None
+    from ringfence.cli.template_server import TemplateServer  # slow to import
+
+    return TemplateServer(options)
 
 
 def _needed_server() -> "TemplateServer":
-    server = _server()
-    if server is None:
-        raise click.UsageError(
-            "which server? Set E2B_API_URL and E2B_API_KEY (or RINGFENCE_URL and RINGFENCE_API_KEY)"
-        )
-    return server
+    from ringfence.cli.elsewhere import sdk_options
+    from ringfence.cli.template_server import TemplateServer
+
+    return TemplateServer(sdk_options())

@@ -1,32 +1,25 @@
 """The templates of a server, for the command line: built with the SDK, listed and deleted by HTTP."""
 
-import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import click
 import httpx
-from e2b import LogEntry, Template
+from e2b import ConnectionConfig, LogEntry, Template
 from e2b.exceptions import BuildException, SandboxException
 
 _TIMEOUT = 60.0
 
 
 class TemplateServer:
-    """A server that speaks E2B's protocol. url: of its API."""
+    """A server that speaks E2B's protocol. options: the SDK's, to reach it."""
 
-    def __init__(self, url: str, key: str) -> None:
-        self._url = url.rstrip("/")
-        self._key = key
-
-    @classmethod
-    def from_environment(cls) -> Self | None:
-        """The server that the environment names; None when it names none."""
-        for url, key in (("RINGFENCE_URL", "RINGFENCE_API_KEY"), ("E2B_API_URL", "E2B_API_KEY")):
-            if os.environ.get(url) and os.environ.get(key):
-                return cls(os.environ[url], os.environ[key])
-        return None
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        config = ConnectionConfig(**options)
+        self._url = config.api_url.rstrip("/")
+        self._key = config.api_key or ""
 
     def list(self) -> list[dict[str, Any]]:
         """A row for each template: ``name``, ``default``, ``summary``. Raises click.ClickException."""
@@ -58,9 +51,7 @@ class TemplateServer:
         elif ready:
             template = template.set_ready_cmd(ready)
         try:
-            info = Template.build(
-                template, name, skip_cache=no_cache, on_build_logs=_show, api_url=self._url, api_key=self._key
-            )
+            info = Template.build(template, name, skip_cache=no_cache, on_build_logs=_show, **self._options)
         except (BuildException, SandboxException, httpx.HTTPError, ValueError) as error:
             raise click.ClickException(str(error)) from error
         click.echo(f"{name}: built, id {info.template_id}")
