@@ -52,12 +52,16 @@ class EgressLink:
         finally:
             theirs.close()
         link = cls(ours, process)
-        for at in range(0, len(roots), _PART):
-            await link._call("roots", pem=roots[at : at + _PART])
-        await link._call(
-            "settings", settings=settings.as_dict(), packages=packages.hosts,
-            indexes=[asdict(index) for index in packages.indexes], unverified=packages.unverified,
-        )  # fmt: skip
+        try:
+            for at in range(0, len(roots), _PART):
+                await link._call("roots", pem=roots[at : at + _PART])
+            await link._call(
+                "settings", settings=settings.as_dict(), packages=packages.hosts,
+                indexes=[asdict(index) for index in packages.indexes], unverified=packages.unverified,
+            )  # fmt: skip
+        except BaseException:
+            await link.aclose()
+            raise
         return link
 
     async def attach(

@@ -7,6 +7,7 @@ asked to lend one end of a socket pair, and the guest passes the bytes on betwee
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from typing import Any
 
@@ -53,6 +54,8 @@ class BorrowingGate(Gate):
             return
         inside = self._inside.pop(message["lent"], None)
         if inside is None or not fds:
+            for fd in fds:
+                os.close(fd)
             return
         task = self._loop.create_task(_pass_on(inside, socket.socket(fileno=fds.pop())))
         self._tasks.add(task)

@@ -48,22 +48,24 @@ class KernelPool:
         """Make the contexts, and start Python's kernels in the background; JavaScript's starts with its first
         cell.
 
-        image: a file with the contexts of another sandbox, of which this one is a copy.
+        image: a file with the contexts of another sandbox, of which this one is a copy; it is used up.
         """
         if image is not None:
             self._restore(image)
         context = self.default("python")
         if self._languages.missing_for_javascript() is None:
             self.default(JAVASCRIPT.name)
-        self._starting = asyncio.get_running_loop().create_task(self._warm(context))
+        self._starting = asyncio.get_running_loop().create_task(self._warm(context, image))
 
-    async def _warm(self, first: Context) -> None:
+    async def _warm(self, first: Context, image: int | None) -> None:
         for context in (first, *(one for one in self.list() if one is not first and one.copied)):
             try:
                 await context.start()
             except KernelStartError as error:
                 # It is told again when the context is used.
                 _log.warning("the kernel of context %s did not start: %s", context.id, error)
+        if image is not None:
+            os.close(image)  # each kernel has what it needs of it
 
     def _restore(self, image: int) -> None:
         try:

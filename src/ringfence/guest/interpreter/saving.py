@@ -132,6 +132,7 @@ async def save_kernel(kernel: "Kernel", target: int, room: int, memory: int, dea
         finally:
             os.close(given)
         asking = asyncio.create_task(request.length(kernel, deadline))
+        asking.add_done_callback(_ignore)  # nobody waits for it when the pipe fails first
         await asyncio.wait([asking, moving], return_when=asyncio.FIRST_COMPLETED)
         if moving.done():
             moving.result()
