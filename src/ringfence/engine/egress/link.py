@@ -123,7 +123,7 @@ class EgressLink:
             channel.send(self._channel, {"request": number, "op": op, **arguments}, fds)
             async with asyncio.timeout(_ANSWER_SECONDS):
                 answer = await future
-        except (channel.ChannelClosedError, OSError, TimeoutError) as error:
+        except (channel.ChannelClosedError, OSError, TimeoutError, ValueError) as error:
             raise LauncherError(f"the egress process does not answer: {error}") from error
         finally:
             del self._waiting[number]

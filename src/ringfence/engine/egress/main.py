@@ -143,7 +143,7 @@ class Egress:
         return {"account": gateway.account()} if gateway is not None else {}
 
     def _tell(self, message: dict[str, Any]) -> None:
-        # The engine reads all the time; should it not, what it misses is a line in a log.
+        # The engine reads all the time; should it not, it misses an answer and gives up waiting for that.
         with contextlib.suppress(channel.ChannelClosedError, BlockingIOError):
             channel.send(self._engine, message)
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ringfence.core.errors import VolumeError
 
-MIN_MB = 16
-"""The smallest volume, in MiB: a file system with a journal needs some room for itself."""
 _SEARCH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _FORMAT_SECONDS = 120
 _KEPT_FREE = 0.05

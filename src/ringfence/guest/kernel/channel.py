@@ -119,8 +119,3 @@ class Channel:
         with self._interrupts.held():
             while self.take_only(operation) is None and not self.closed:
                 self._receive(0)
-
-    def close_descriptors(self) -> None:
-        """Close the descriptors that nobody took."""
-        while (descriptor := self.take_descriptor()) is not None:
-            os.close(descriptor)

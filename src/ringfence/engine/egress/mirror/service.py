@@ -31,6 +31,8 @@ _ANY_PAGE = {"pypi": "application/vnd.pypi.simple.v1+json, text/html;q=0.5", "np
 _METADATA = ".metadata"
 _BLOCK = 1 << 20
 _MOST_PROJECTS = 256
+_MOST_READ = 8
+"""Pages that are read at once, for all sandboxes: the largest take hundreds of megabytes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Mirror:
         self._fetcher = fetcher
         self._blobs = blobs
         self._files: OrderedDict[str, dict[str, File]] = OrderedDict()
+        self._reading = asyncio.Semaphore(_MOST_READ)
 
     def judge(self, policies: tuple[Policy, ...]) -> None:
         """Whether a sandbox may use any of the indexes. Raises RefusedError."""
@@ -124,10 +127,11 @@ class Mirror:
         async with self._fetcher.get(project.url, headers, project.index.credentials()) as answer:
             if answer.status != 200:
                 raise _NotThereError(f"{project.name}: the index answered {answer.status}")
-            body = await answer.page()
             kind = answer.headers.get(b"content-type", b"").decode("latin-1")
             read = npm_page if project.index.kind == "npm" else python_page
-            page = await asyncio.to_thread(read, body, kind, answer.url, project.files_at)
+            async with self._reading:
+                body = await answer.page()
+                page = await asyncio.to_thread(read, body, kind, answer.url, project.files_at)
         self._files[project.files_at] = page.files
         self._files.move_to_end(project.files_at)
         if len(self._files) > _MOST_PROJECTS:
