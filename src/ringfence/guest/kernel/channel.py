@@ -1,7 +1,6 @@
 """The kernel's end of the control channel: one JSON object per line, both ways, over a stream socket."""
 
 import json
-import os
 import socket
 import threading
 from collections import deque
