@@ -232,6 +232,29 @@ def test_a_request_to_read_that_is_not_whole(volume_server: RunningServer, volum
     assert received.startswith(b"HTTP/1.1 200 ")
 
 
+@needs_root
+def test_a_file_that_shrinks_while_it_is_read(volume_server: RunningServer, volume: Volume) -> None:
+    size = 16 << 20
+    volume.write_file("long", b"x" * size)
+    with (
+        sandbox_with(volume_server, {"/mnt": volume}) as sandbox,
+        socket.socket() as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.settimeout(60)
+        connection.connect(("127.0.0.1", volume_server.port))
+        connection.sendall(
+            f"GET /volumecontent/{volume.volume_id}/file?path=long HTTP/1.1\r\nHost: localhost\r\n"
+            f"Authorization: Bearer {volume.token}\r\n\r\n".encode()
+        )
+        received = len(connection.recv(1000))
+        sandbox.commands.run("truncate -s 0 /mnt/long", user="root")
+        with pytest.raises(ConnectionResetError):
+            while more := connection.recv(65536):
+                received += len(more)
+        assert received < size
+
+
 @pytest.mark.parametrize(
     ("method", "query"),
     [

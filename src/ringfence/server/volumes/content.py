@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ringfence.core.errors import VolumeError
 from ringfence.engine.volumes.client import Download, VolumeAgent
 from ringfence.engine.volumes.tree import DEFAULT_DIRECTORY_MODE, DEFAULT_FILE_MODE, DEFAULT_ID, Entry
 from ringfence.server.errors import ApiError
@@ -140,10 +141,14 @@ class _FileResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for chunk in self._download.chunks():
-                if connection_of(scope).gone:
-                    return  # nobody takes the rest
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            try:
+                async for chunk in self._download.chunks():
+                    if connection_of(scope).gone:
+                        return  # nobody takes the rest
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except VolumeError:
+                connection_of(scope).reset()  # it is too late for another answer
+                return
             await send({"type": "http.response.body", "body": b""})
 
 
