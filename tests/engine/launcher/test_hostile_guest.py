@@ -6,8 +6,10 @@ import ctypes
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -115,6 +117,72 @@ async def test_a_guest_that_says_a_pid_to_the_launcher_loses_its_own_sandbox(
     assert exit_.sandbox_id == victim.sandbox_id
     assert "no report" in exit_.detail
     assert bystander.poll() is None
+
+
+@contextlib.contextmanager
+def lingering() -> Iterator[socket.socket]:
+    """A TCP connection that keeps its last user waiting for an hour, until the other side has gone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        with peer, client:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client.send(bytes(1 << 20))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+            yield client
+
+
+def give_away(one: socket.socket, data: bytes, connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.send_fds(one, [data], [connection.fileno()])
+    connection.close()
+
+
+@pytest.mark.parametrize("data", [b"{}", b"\xff", b'{"nursery": true}'])
+async def test_a_socket_that_lingers_keeps_nobody_waiting(engine: Engine, data: bytes) -> None:
+    other = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+    victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+    with channels_of(victim) as channels, contextlib.ExitStack() as stack:
+        for one in [*channels, *channels]:
+            connection = stack.enter_context(lingering())
+            # Whoever receives it is its last user; should we be that, a thread waits, which hurts nobody.
+            giving = threading.Thread(target=give_away, args=(one, data, connection), daemon=True)
+            giving.start()
+            await asyncio.to_thread(giving.join, 1)
+        await asyncio.wait_for(engine.kill(victim.sandbox_id), 30)
+        assert await asyncio.wait_for(works(engine, other), 30)
+    await engine.kill(other.sandbox_id)
+
+
+def count_open(ends: list[socket.socket]) -> int:
+    count = 0
+    for end in ends:
+        try:
+            end.recv(1)
+        except BlockingIOError:
+            count += 1
+        except OSError:
+            continue
+    return count
+
+
+async def test_nobody_keeps_the_zygote_busy_with_nurseries(engine: Engine) -> None:
+    victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+    with channels_of(victim) as channels, contextlib.ExitStack() as stack:
+        asked = []
+        for one in channels:
+            for _ in range(100):
+                ours, theirs = (stack.enter_context(end) for end in channel.pair())
+                give_away(one, b'{"nursery": true}', theirs)
+                ours.setblocking(False)
+                asked.append(ours)
+        async with asyncio.timeout(30):
+            while count_open(asked) > 60:
+                await asyncio.sleep(0.1)
+        assert not engine.ended.is_set()
+    await engine.kill(victim.sandbox_id)
 
 
 JSON = st.recursive(

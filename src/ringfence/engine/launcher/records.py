@@ -12,6 +12,7 @@ from typing import Any
 from ringfence.core.errors import LimitError
 from ringfence.engine.isolation import userns
 from ringfence.engine.isolation.cgroups import Cgroup
+from ringfence.engine.zygote import channel
 
 _NURSERIES_AT_ONCE = 20
 
@@ -128,6 +129,7 @@ class SandboxRecord:
 
     def end_life(self) -> None:
         """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""
+        self._forget_reports()
         self.report.close()
         if self.nursery_end is not None:
             self.nursery_end.close()
@@ -139,6 +141,20 @@ class SandboxRecord:
         self.ready = self.frozen = False
         for name in ("http.sock", "tunnel.sock"):
             (self.directory / name).unlink(missing_ok=True)
+
+    def _forget_reports(self) -> None:
+        """Take what its guest has sent and nobody has read: closing it all at once might wait for long."""
+        if self.report.fileno() < 0:
+            return
+        self.report.setblocking(False)
+        while True:
+            try:
+                _, fds = channel.receive(self.report)
+            except ValueError:
+                continue
+            except (channel.ChannelClosedError, OSError):
+                return
+            channel.close_strange(fds)
 
     def keep_disk(self, fd: int) -> None:
         """Hold `fd`, a mount of its writable layer, instead of the one held before."""

@@ -7,7 +7,6 @@ import select
 import selectors
 import signal
 import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ MAX_ERROR = 2000
 MAX_TRACE = 8000
 _MAX_NURSERIES = 1000
 """How often a sandbox may lose its nursery and get another: each costs the template's zygote a fork."""
-_NO_LINGER = struct.pack("ii", 0, 0)
 
 
 class Sandboxes:
@@ -178,7 +176,7 @@ class Sandboxes:
         except ValueError:
             message, fds = {}, []
         if not self._take_report(record, message, fds):
-            _close_strangers(fds)
+            channel.close_strange(fds)
             self._break_off(record)
 
     def _take_report(self, record: SandboxRecord, message: dict[str, Any], fds: list[int]) -> bool:
@@ -433,16 +431,6 @@ def _is_channel(fd: int) -> bool:
     with end:
         kind = end.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         return end.family == socket.AF_UNIX and kind == socket.SOCK_SEQPACKET
-
-
-def _close_strangers(fds: list[int]) -> None:
-    """Close a hostile guest's descriptors without waiting for what it has to send on them."""
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            if (end := _copy_of(fd)) is not None:
-                with end:
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-    channel.close_all(fds)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -9,11 +9,15 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterable
 from typing import Any
 
 MAX_PACKET = 128 * 1024
 MAX_FDS = 32
+_MOST_FDS = 253
+"""SCM_MAX_FD: what does not fit into the receiver's room is closed by the kernel, however long that takes."""
+_NO_LINGER = struct.pack("ii", 0, 0)
 
 Message = dict[str, Any]
 
@@ -52,25 +56,26 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
     open.
     """
     try:
-        data, fds, flags, _ = socket.recv_fds(channel, MAX_PACKET + 1, MAX_FDS)
+        data, fds, flags, _ = socket.recv_fds(channel, MAX_PACKET + 1, _MOST_FDS)
     except ConnectionResetError as error:
         raise ChannelClosedError(str(error)) from error
     for fd in fds:
         os.set_inheritable(fd, False)
     if not data:
-        close_all(fds)
+        close_strange(fds)
         raise ChannelClosedError("the other end closed the channel")
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > MAX_PACKET:
+        truncated = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        if truncated or len(data) > MAX_PACKET or len(fds) > MAX_FDS:
             raise ValueError("message over the limit")
         message = json.loads(data, parse_constant=_refuse_constant)
         if not isinstance(message, dict):
             raise ValueError("message is not an object")
     except RecursionError:
-        close_all(fds)
+        close_strange(fds)
         raise ValueError("message is nested too deeply") from None
     except ValueError:
-        close_all(fds)
+        close_strange(fds)
         raise
     return message, fds
 
@@ -83,4 +88,22 @@ def close_all(fds: Iterable[int]) -> None:
     """Close descriptors, ignoring those that are closed already."""
     for fd in fds:
         with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def close_strange(fds: Iterable[int]) -> None:
+    """Close descriptors that somebody hostile may have sent, without waiting for anything.
+
+    Closing a TCP socket that is set to linger waits until its data has gone out, which may be never.
+    """
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            copy = os.dup(fd)
+            try:
+                end = socket.socket(fileno=copy)
+            except OSError:
+                os.close(copy)
+            else:
+                with end, contextlib.suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             os.close(fd)
