@@ -132,7 +132,7 @@ class Gateway:
             return
         self._closed = True
         self._loop.remove_reader(self._channel)
-        self._channel.close()
+        channel.discard(self._channel)
         for task in (*self._tasks, *self._opened):
             task.cancel()
         for connection in list(self._connections):

@@ -129,8 +129,7 @@ class SandboxRecord:
 
     def end_life(self) -> None:
         """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""
-        self._forget_reports()
-        self.report.close()
+        channel.discard(self.report)
         if self.nursery_end is not None:
             self.nursery_end.close()
             self.nursery_end = None
@@ -141,20 +140,6 @@ class SandboxRecord:
         self.ready = self.frozen = False
         for name in ("http.sock", "tunnel.sock"):
             (self.directory / name).unlink(missing_ok=True)
-
-    def _forget_reports(self) -> None:
-        """Take what its guest has sent and nobody has read: closing it all at once might wait for long."""
-        if self.report.fileno() < 0:
-            return
-        self.report.setblocking(False)
-        while True:
-            try:
-                _, fds = channel.receive(self.report)
-            except ValueError:
-                continue
-            except (channel.ChannelClosedError, OSError):
-                return
-            channel.close_strange(fds)
 
     def keep_disk(self, fd: int) -> None:
         """Hold `fd`, a mount of its writable layer, instead of the one held before."""

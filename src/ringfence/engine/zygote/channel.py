@@ -107,3 +107,19 @@ def close_strange(fds: Iterable[int]) -> None:
                 with end, contextlib.suppress(OSError):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             os.close(fd)
+
+
+def discard(channel: socket.socket) -> None:
+    """Close a channel to somebody hostile, and first what was sent and nobody has read: see
+    `close_strange`.
+    """
+    if channel.fileno() < 0:
+        return
+    channel.setblocking(False)
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RDWR)  # nothing more can come
+    with contextlib.suppress(ChannelClosedError, OSError):
+        while True:
+            with contextlib.suppress(ValueError):
+                close_strange(receive(channel)[1])
+    channel.close()
