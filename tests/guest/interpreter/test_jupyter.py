@@ -135,7 +135,7 @@ def test_kernels_that_do_not_start(server):
     sandbox = server.sandbox()
     with pytest.raises(SandboxException, match=r"500.*what is wrong"):
         sandbox.create_code_context(language="broken")
-    with pytest.raises(SandboxException, match=r"500.*No such file"):
+    with pytest.raises(SandboxException, match=r"500.*'/no/such/program', which is not installed"):
         sandbox.run_code("1", language="missing")
     with pytest.raises(
         SandboxException, match=r"500.*no kernel for the language 'nothing'.*bash.*other.*python"
