@@ -46,6 +46,10 @@ class MemoryGuard(MemoryMeter):
         """The most memory that was seen in use, in bytes."""
         return self._peak
 
+    def own_limit(self) -> bool:
+        """It ends processes for no other reason."""
+        return True
+
     async def _watch(self) -> None:
         while True:
             self.look()
