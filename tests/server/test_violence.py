@@ -78,7 +78,7 @@ def egress(server: RunningServer) -> int:
 
 
 def guests(server: RunningServer) -> list[int]:
-    return [one.pid for one in family(server) if "zygote.guest" in one.command and one.innermost == 1]
+    return [one.pid for one in family(server) if one.command.split()[:1] == ["init"] and one.innermost == 1]
 
 
 def cgroups(pids: set[int]) -> set[Path]:
