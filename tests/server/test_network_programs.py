@@ -88,7 +88,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for port in (80, 443):
             server = _Server((ADDRESS, port), handler)
             if port == 443:
-                server.socket = context.wrap_socket(server.socket, server_side=True)
+                # The handshake is the handler's, which closes what does not come through it.
+                server.socket = context.wrap_socket(
+                    server.socket, server_side=True, do_handshake_on_connect=False
+                )
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
