@@ -6,7 +6,7 @@ import os
 import pty
 import resource
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from ringfence.engine.proof.inside import native
 from ringfence.engine.proof.inside.harness import Facts, GotThrough, NotApplicable, attack
@@ -94,7 +94,8 @@ def limits_of_the_host_are_changed(facts: Facts) -> str:
 def attributes_give_power(facts: Facts) -> str:
     """File capabilities, overlay's own attributes (CVE-2023-0386), immutable and frozen files."""
     path = f"/tmp/ringfence-attributes-{os.getpid()}"
-    with open(path, "w") as file:
+    with open(path, "w") as file, ExitStack() as stack:
+        stack.callback(os.unlink, path)
         for name, value in (
             ("security.capability", _V3_CAPABILITIES),
             ("trusted.overlay.opaque", b"y"),
@@ -111,7 +112,6 @@ def attributes_give_power(facts: Facts) -> str:
                 if facts["sandboxed"]:
                     fcntl.ioctl(file, request, argument)
                     raise GotThrough(f"{name} was done")
-    os.unlink(path)
     return "none of three attributes and two ioctls"
 
 
