@@ -13,11 +13,12 @@ from typing import Any
 
 from ringfence.core.errors import LauncherError, LimitError
 from ringfence.engine.isolation import linux
-from ringfence.engine.launcher import lifecycle
-from ringfence.engine.launcher.gvisor import gvisor_birth, gvisor_cgroup
+from ringfence.engine.launcher import birth, lifecycle
+from ringfence.engine.launcher.gvisor import gvisor_cgroup
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.rotation import GUEST
+from ringfence.engine.launcher.templates import Templates
 from ringfence.engine.zygote import channel
 
 Reply = Callable[..., None]
@@ -35,26 +36,19 @@ class Sandboxes:
         self,
         host: Host,
         runtime_dir: str,
-        guest_zygote: socket.socket,
+        templates: Templates,
         selector: selectors.BaseSelector,
         reply: Reply,
         announce: Announce,
-        forked: Callable[[str], None],
     ) -> None:
         self._host = host
         self._runtime_dir = Path(runtime_dir)
-        self._zygote = guest_zygote
+        self._templates = templates
         self._selector = selector
         self._reply = reply
         self._announce = announce
-        self._forked = forked
         self._by_id: dict[str, SandboxRecord] = {}
         self._by_pid: dict[int, SandboxRecord] = {}
-
-    def fork_from(self, guest_zygote: socket.socket) -> None:
-        """Have sandboxes forked by another guest zygote from now on."""
-        self._zygote.close()
-        self._zygote = guest_zygote
 
     def get(self, sandbox_id: str) -> SandboxRecord | None:
         """The sandbox with this id, if there is one."""
@@ -103,65 +97,13 @@ class Sandboxes:
         self, request_id: int, request: dict[str, Any], record: SandboxRecord, report_end: socket.socket
     ) -> None:
         try:
-            self._ask_for(request, record, report_end)
+            birth.ask_for(self._host, self._templates.guest_zygote, request, record, report_end)
         except BaseException:
             self._failed(record, "")  # who asked is answered with the error
             raise
         record.create_request = request_id
         self._selector.register(record.report, selectors.EVENT_READ, lambda: self._on_report(record))
-        self._forked(GUEST)
-
-    def _ask_for(self, request: dict[str, Any], record: SandboxRecord, report_end: socket.socket) -> None:
-        """Have the guest zygote fork the sandbox."""
-        http, tunnel = _listen(record.directory / "http.sock"), _listen(record.directory / "tunnel.sock")
-        guest_end, record.nursery_end = channel.pair()
-        procs = record.cgroup.procs_fds()
-        counters = record.cgroup.counter_fds()
-        sent = [report_end, http, tunnel, guest_end]
-        fds = [
-            report_end.fileno(),
-            record.template.namespace_fd,
-            record.slot_fd,
-            http.fileno(),
-            tunnel.fileno(),
-            guest_end.fileno(),
-            request["fds"][0],
-            *counters,
-            *procs,
-            *([record.disk_fd] if record.disk_fd >= 0 else []),
-        ]
-        try:
-            channel.send(self._zygote, self._birth(request, record, len(counters)), fds)
-        finally:
-            for end in sent:
-                end.close()
-            channel.close_all([*procs, *counters])
-
-    def _birth(self, request: dict[str, Any], record: SandboxRecord, counters: int) -> dict[str, Any]:
-        limits = request["limits"]
-        plan = record.template.plan
-        return {
-            "guest": {**request["guest"], "single_id": plan.single},
-            "hostname": request["hostname"],
-            "single_id": plan.single,
-            "idmap": self._host.idmap,
-            "debug": self._host.debug,
-            "filter_flags": self._host.filter_flags,
-            "counters": counters,
-            "has_disk": record.disk_fd >= 0,
-            "gvisor": gvisor_birth(request["gvisor"], record.template),
-            "limits": limits,
-            "root": {
-                "layers": lifecycle.layers_of(record.template, request["snapshots"]),
-                "size": limits["disk_mb"] << 20,
-                "inodes": limits["inodes"],
-                "root_id": plan.owner_in_template(record.slot, 0),
-                "memory": limits["memory_mb"] << 20,
-                "cpus": limits["cpus"],
-                "volumes": request["volumes"],
-            },
-            "states": request.get("states"),
-        }
+        self._templates.forked(GUEST)
 
     def _on_report(self, record: SandboxRecord) -> None:
         if record.sandbox_id not in self._by_id:
@@ -265,7 +207,7 @@ class Sandboxes:
         }
         try:
             channel.send(zygote, request, [*record.namespaces, record.slot_fd, end.fileno(), *procs])
-            self._forked(record.template.name)
+            self._templates.forked(record.template.name)
         finally:
             channel.close_all(procs)
             end.close()
@@ -431,13 +373,6 @@ def _is_channel(fd: int) -> bool:
     with end:
         kind = end.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         return end.family == socket.AF_UNIX and kind == socket.SOCK_SEQPACKET
-
-
-def _listen(path: Path) -> socket.socket:
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    server.bind(str(path))
-    server.listen(512)
-    return server
 
 
 def _how(status: int) -> str:

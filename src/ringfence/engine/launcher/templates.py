@@ -1,0 +1,167 @@
+"""The templates in service and the zygotes that sandboxes and their nurseries are forked from."""
+
+import contextlib
+import itertools
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from ringfence.core.errors import LauncherError
+from ringfence.engine.launcher.host import Host
+from ringfence.engine.launcher.records import TemplateRecord
+from ringfence.engine.launcher.rotation import GUEST, Rotation
+from ringfence.engine.launcher.zygotes import start_guest_zygote, start_kernel_zygote
+from ringfence.engine.zygote import channel
+
+Reply = Callable[..., None]
+_FIRST_SLOTS = 4
+
+
+class Templates:
+    """All templates of one launcher, and the guest zygote, which they share.
+
+    program: the seccomp filter of sandboxes. after, seconds: when zygotes are replaced, see `Rotation`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        program: bytes,
+        selector: selectors.BaseSelector,
+        reply: Reply,
+        after: int,
+        seconds: float,
+    ) -> None:
+        self._host = host
+        self._program = program
+        self._selector = selector
+        self._reply = reply
+        self._by_name: dict[str, TemplateRecord] = {}
+        self._rotation = Rotation(after, seconds, selector, self._successor, self._swap)
+        self._guest_pid, self.guest_zygote = start_guest_zygote()
+
+    def get(self, name: str) -> TemplateRecord:
+        """The template `name`. Raises LauncherError when it is not in service."""
+        template = self._by_name.get(name)
+        if template is None:
+            raise LauncherError(f"template {name!r} is not warm")
+        return template
+
+    def forked(self, name: str) -> None:
+        """The zygote of template `name`, or `GUEST`, has been asked for a fork."""
+        self._rotation.forked(name)
+
+    def warm(self, request_id: int, description: dict[str, Any]) -> None:
+        """Put a template in service; answered when its zygote is warm."""
+        name = description["name"]
+        if name in self._by_name:
+            raise LauncherError(f"template {name!r} is warm already")
+        index = next(i for i in itertools.count() if i not in {t.index for t in self._by_name.values()})
+        namespace_fd = self._host.create_template_namespace(index)
+        record = TemplateRecord(name, description, self._host.ids, namespace_fd, index)
+        self._by_name[name] = record
+        if not description["python"]:
+            self._reply(request_id, report={})
+            return
+        record.zygote_pid, record.zygote = self._start_zygote(record, gradual=description["gradual"])
+        record.warm_request = request_id
+        record.make_slots(_FIRST_SLOTS)
+        self._selector.register(record.zygote, selectors.EVENT_READ, lambda: self._on_zygote(record))
+
+    def cool(self, request_id: int, name: str) -> None:
+        """Take a template without sandboxes out of service, if it is in."""
+        record = self._by_name.get(name)
+        if record is not None:
+            if record.in_use:
+                raise LauncherError(f"template {record.name!r} has sandboxes")
+            if record.warm_request is not None:
+                raise LauncherError(f"template {record.name!r} is still warming up")
+            if record.zygote is not None and record.zygote in self._selector.get_map():
+                self._selector.unregister(record.zygote)
+            self._forget(record)
+        self._reply(request_id)
+
+    def child_ended(self, pid: int) -> None:
+        """Note the end of a child.
+
+        Without zygotes nothing new can start: better to end, loudly, than to serve half.
+        """
+        if pid == self._guest_pid:
+            raise LauncherError("the guest zygote died")
+        for template in self._by_name.values():
+            if template.zygote_pid == pid and template.warm_request is None:
+                raise LauncherError(f"the kernel zygote of template {template.name!r} died")
+
+    def end_successors(self) -> None:
+        """End the zygotes that are not in service yet."""
+        self._rotation.end()
+
+    def end(self) -> None:
+        """Kill every zygote. The caller reaps them."""
+        for pid in [self._guest_pid, *(template.zygote_pid for template in self._by_name.values())]:
+            if pid:
+                _kill(pid)
+
+    def _start_zygote(self, record: TemplateRecord, *, gradual: bool) -> tuple[int, socket.socket]:
+        pid, end = start_kernel_zygote(
+            record.description, record.namespace_fd, self._host.idmap, self._program
+        )
+        channel.send(end, {"preload": record.description["preload"], "gradual": gradual})
+        return pid, end
+
+    def _successor(self, name: str) -> tuple[int, socket.socket]:
+        if name == GUEST:
+            return start_guest_zygote()
+        return self._start_zygote(self._by_name[name], gradual=False)
+
+    def _swap(self, name: str, pid: int, end: socket.socket) -> None:
+        """Put a new zygote in service. The old one ends when it has read what was sent to it."""
+        if name == GUEST:
+            self.guest_zygote.close()
+            self._guest_pid, self.guest_zygote = pid, end
+            return
+        record = self._by_name[name]
+        if record.zygote is not None:
+            if record.zygote in self._selector.get_map():
+                self._selector.unregister(record.zygote)
+            record.zygote.close()
+        record.zygote_pid, record.zygote = pid, end
+        self._selector.register(end, selectors.EVENT_READ, lambda: self._on_zygote(record))
+
+    def _on_zygote(self, record: TemplateRecord) -> None:
+        """Its one report comes when it is warm. It runs code of others, so it is not believed much."""
+        if record.zygote is None:
+            return
+        try:
+            message, fds = channel.receive(record.zygote)
+            channel.close_all(fds)
+        except (channel.ChannelClosedError, ValueError):
+            message = {}
+        report = message.get("report")
+        if record.warm_request is not None and isinstance(report, dict):
+            record.report = report
+            self._reply(record.warm_request, report=report)
+            record.warm_request = None
+            return
+        self._selector.unregister(record.zygote)
+        if record.warm_request is not None:
+            text = f"the kernel zygote of template {record.name!r} died while it was warming up"
+            self._reply(record.warm_request, error=text, kind="TemplateError")
+            self._forget(record)
+        else:  # closed, or says what no zygote of ours says: its end is noticed like any other
+            _kill(record.zygote_pid)
+
+    def _forget(self, record: TemplateRecord) -> None:
+        self._by_name.pop(record.name, None)
+        self._rotation.drop(record.name)
+        if record.zygote_pid:
+            _kill(record.zygote_pid)
+        record.release()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
