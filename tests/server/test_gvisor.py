@@ -174,14 +174,19 @@ def test_the_way_out_is_the_egress(hard: Sandbox) -> None:
     assert hard.commands.run(straight).stdout == "none\n"
 
 
-def test_too_much_memory_ends_the_program_and_not_the_sandbox(server: RunningServer, available: None) -> None:
-    metadata = {**GVISOR, "ringfence.memory_mb": "768"}
+def test_limits_are_met_by_the_program_and_not_by_the_sandbox(server: RunningServer, available: None) -> None:
+    metadata = {**GVISOR, "ringfence.memory_mb": "768", "ringfence.pids": "32"}
     sandbox = Sandbox.create("base", metadata=metadata, timeout=300, **server.options)
     try:
         greedy = "blocks = []\nwhile True: blocks.append(b'x' * 4_000_000); __import__('time').sleep(0.02)"
         ended = sandbox.run_code(greedy, timeout=120)
         assert ended.error is not None
         assert "memory limit" in ended.error.value
+        bomb = "import subprocess; [subprocess.Popen(['sleep', '600']) for _ in range(40)]"
+        refused = sandbox.run_code(bomb, timeout=120)
+        assert refused.error is not None
+        assert refused.error.name == "BlockingIOError"
+        assert "the limit of 32 processes and threads was reached" in "".join(refused.logs.stderr)
         assert sandbox.run_code("6 * 7").text == "42"
     finally:
         sandbox.kill()

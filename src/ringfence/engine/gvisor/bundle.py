@@ -13,7 +13,7 @@ SANDBOX = "/sandbox"
 _CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
     "CAP_SETPCAP",
-    "CAP_SYS_CHROOT",  # given away before anything but our own code has run
+    "CAP_SYS_ADMIN", "CAP_SYS_CHROOT",  # given away before anything but our own code has run
 ]  # fmt: skip
 BOOT = "/boot.py"
 """The program in the container's root; a file, so that a list of processes is readable."""

@@ -7,8 +7,9 @@ from ringfence.engine.launcher.zygotes import zygote_environment
 
 _OWN_TASKS = 96
 """Threads of runsc, its gofer and the sandbox's kernel themselves."""
-_TASKS_EACH = 3
-"""Tasks of the host for each thread inside: a stub that stands for it, a thread that serves it, slack."""
+_TASKS_EACH = 8
+"""Tasks of the host for each one inside. The platform ptrace has about six that stand for an idle process;
+for those that are all busy at once it has many more, up to the number of gVisor's own threads for each."""
 
 
 def gvisor_birth(asked: dict[str, Any] | None, template: TemplateRecord) -> dict[str, Any] | None:
@@ -25,5 +26,5 @@ def gvisor_birth(asked: dict[str, Any] | None, template: TemplateRecord) -> dict
 
 
 def gvisor_cgroup(limits: dict[str, Any]) -> dict[str, Any]:
-    """The limits of the cgroup: gVisor keeps the number of processes itself, and needs some of its own."""
+    """The limits of the cgroup, for which gVisor's own tasks count: see `ringfence.guest.gvisor.tasks`."""
     return {**limits, "pids": int(limits["pids"]) * _TASKS_EACH + _OWN_TASKS}

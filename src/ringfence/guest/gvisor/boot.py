@@ -26,6 +26,7 @@ from ringfence.guest.doors import PassedDoors
 from ringfence.guest.gvisor import nursery
 from ringfence.guest.gvisor.gate import BorrowingGate
 from ringfence.guest.gvisor.memory import MemoryGuard
+from ringfence.guest.gvisor.tasks import TaskLimit
 from ringfence.guest.kernel import process
 
 SANDBOX = "/sandbox"
@@ -45,13 +46,14 @@ def main(order: dict[str, Any]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         plan = nursery.Plan(order["python"], order["modules"], order["env"], nursery.read_sources())
+        tasks = TaskLimit()
         _enter_sandbox()
         warm = nursery.start(plan) if plan.python else None
         control.send(json.dumps({"warm": True, "report": warm.report if warm else {}}).encode())
         data, fds, _, _ = socket.recv_fds(control, _MAX_MESSAGE, 4)
         if not data:
             os._exit(0)
-        _serve(control, json.loads(data), socket.socket(fileno=fds[0]), plan, warm)
+        _serve(control, json.loads(data), socket.socket(fileno=fds[0]), plan, warm, tasks)
     except BaseException as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()[-2000:]}"
         with contextlib.suppress(OSError):
@@ -65,6 +67,7 @@ def _serve(
     egress: socket.socket,
     plan: nursery.Plan,
     warm: nursery.NurseryProcess | None,
+    tasks: TaskLimit,
 ) -> None:
     _take_null()
     random.seed(os.urandom(32))  # a restored process has the state of the one that was written down
@@ -74,7 +77,8 @@ def _serve(
                 resource.prlimit(pid, kind, (soft, hard))
     ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     config = GuestConfig(**orders["guest"])
-    guard = MemoryGuard(config.memory_bytes, frozenset({os.getpid(), warm.pid if warm else 0}))
+    tasks.set(config.pids)
+    guard = MemoryGuard(config.memory_bytes, frozenset({os.getpid(), warm.pid if warm else 0}), tasks)
     guest_main.run_behind(
         config,
         PassedDoors(control, guard.start, functools.partial(nursery.renew, plan)),

@@ -11,6 +11,7 @@ import os
 import signal
 from pathlib import Path
 
+from ringfence.guest.gvisor.tasks import TaskLimit
 from ringfence.guest.memory import MemoryMeter
 
 _SECONDS = 0.2
@@ -22,12 +23,13 @@ _SHARE = 0.8
 class MemoryGuard(MemoryMeter):
     """Ends the largest process when all together use too much. limit: the sandbox's, in bytes; 0: none.
 
-    spared: pids that are not ended, whose end would be the sandbox's.
+    spared: pids that are not ended, whose end would be the sandbox's. tasks: who counts the processes.
     """
 
-    def __init__(self, limit: int, spared: frozenset[int]) -> None:
+    def __init__(self, limit: int, spared: frozenset[int], tasks: TaskLimit) -> None:
         super().__init__((), limit)
         self._spared = spared
+        self._tasks = tasks
         self._most = int(limit * _SHARE)
         self._peak = 0
         self._kills = 0
@@ -42,6 +44,13 @@ class MemoryGuard(MemoryMeter):
         """How many processes were ended for want of memory."""
         return self._kills
 
+    def forks_refused(self) -> int:
+        """How often there were as many processes and threads as may be: gVisor counts no refusals. Whoever
+        was refused one may just have ended.
+        """
+        self._tasks.look(slack=1)
+        return self._tasks.times_full
+
     def peak(self) -> int:
         """The most memory that was seen in use, in bytes."""
         return self._peak
@@ -53,6 +62,7 @@ class MemoryGuard(MemoryMeter):
     async def _watch(self) -> None:
         while True:
             self.look()
+            self._tasks.look()
             await asyncio.sleep(_SECONDS)
 
     def look(self) -> None:
