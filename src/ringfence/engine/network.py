@@ -174,10 +174,12 @@ class Network:
 
     async def _on_blob(self, event: dict[str, Any], link: EgressLink | None) -> None:
         """A file of the package cache is wanted, or was written, by the process behind `link`."""
-        if event["event"] == "blob-end":
-            await asyncio.to_thread(self._cache.end, event["number"], whole=event["whole"])
-            return
         number = event["number"]
+        if event["event"] == "blob-end":
+            await asyncio.to_thread(self._cache.end, number, whole=event["whole"])
+            if link is not None:
+                link.end_blob(number)
+            return
         descriptor, found = await asyncio.to_thread(self._cache.open, number, event["digest"])
         try:
             if link is not None:

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import threading
 from pathlib import Path
 
@@ -19,15 +18,20 @@ logger = logging.getLogger(__name__)
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})")
 _BLOCK = 1 << 20
 _MOST_OPEN = 256
+_UNNAMED = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 
 
 class PackageCache:
-    """The files in `directory` (None: nothing is kept), `most` bytes together. Calls block; any thread."""
+    """The files in `directory` (None: nothing is kept), `most` bytes together. Calls block; any thread.
+
+    What is being written takes room beside that, which the egress bounds (`mirror.blobs`).
+    """
 
     def __init__(self, directory: Path | None, most: int) -> None:
         self._directory = directory if most else None
         self._most = most
         self._lock = threading.Lock()
+        self._storing = threading.Lock()
         self._written: dict[int, tuple[str, int]] = {}
 
     def open(self, number: int, digest: str) -> tuple[int | None, bool]:
@@ -79,27 +83,35 @@ class PackageCache:
             if self._directory is None or len(self._written) >= _MOST_OPEN:
                 return None
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._directory, _UNNAMED, 0o600)
             self._written[number] = (digest, descriptor)
             return os.dup(descriptor)
 
     def _store(self, digest: str, descriptor: int) -> None:
+        """Keep a copy under its digest. It has no name before it is whole: nothing is left of others.
+
+        Raises OSError.
+        """
         path = self._path(digest)
-        if path is None or self._directory is None or os.fstat(descriptor).st_size > self._most:
+        size = os.fstat(descriptor).st_size
+        if path is None or self._directory is None or size > self._most:
             return
-        with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".new-", delete=False) as copy:
+        algorithm, _, expected = digest.partition(":")
+        with self._storing:
+            self._make_room(size)
+            copy = os.open(self._directory, _UNNAMED, 0o600)
             try:
-                if _copy(descriptor, copy.fileno(), digest.partition(":")[0]) != digest.partition(":")[2]:
+                if _copy(descriptor, copy, size, algorithm) != expected:
                     logger.warning("a package does not have the digest that its index says: %s", digest)
                     return
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                Path(copy.name).rename(path)
+                with contextlib.suppress(FileExistsError):
+                    os.link(f"/proc/self/fd/{copy}", path, src_dir_fd=copy)  # open(2), O_TMPFILE
             finally:
-                Path(copy.name).unlink(missing_ok=True)
-        self._evict()
+                os.close(copy)
 
-    def _evict(self) -> None:
-        """Remove what was not used for longest, until the rest is small enough."""
+    def _make_room(self, size: int) -> None:
+        """Remove what was not used for longest, until there is room for `size` bytes."""
         if self._directory is None:
             return
         files = []
@@ -107,19 +119,19 @@ class PackageCache:
             with contextlib.suppress(OSError):
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))
-        over = sum(size for _, size, _ in files) - self._most
-        for _, size, path in sorted(files):
+        over = sum(size for _, size, _ in files) + size - self._most
+        for _, freed, path in sorted(files):
             if over <= 0:
                 return
             path.unlink(missing_ok=True)
-            over -= size
+            over -= freed
 
 
-def _copy(source: int, target: int, algorithm: str) -> str:
-    """Copy a whole file, and the digest of what was copied."""
+def _copy(source: int, target: int, size: int, algorithm: str) -> str:
+    """Copy `size` bytes, and the digest of what was copied."""
     digest = hashlib.new(algorithm)
     at = 0
-    while block := os.pread(source, _BLOCK, at):
+    while block := os.pread(source, min(_BLOCK, size - at), at):
         at += len(block)
         digest.update(block)
         view = memoryview(block)

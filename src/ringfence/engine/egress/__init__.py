@@ -1,7 +1,7 @@
 """The host's side of the network: judges, connects, relays and accounts for what sandboxes want to reach.
 
-It runs in a process of its own that holds no secret and no privilege (`main`), which the engine talks to by
-`link`. A sandbox is known by its socket, never by what it says.
+It runs in a process of its own that holds no privilege, and of secrets those that it sends for others
+(`main`); the engine talks to it by `link`. A sandbox is known by its socket, never by what it says.
 
 - `policy`: what a tenant and the operator allow, and the sentence for what they do not;
 - `addresses`: what nobody may reach unless the operator names it; `hosts`: the syntax of names;
@@ -10,5 +10,6 @@ It runs in a process of its own that holds no secret and no privilege (`main`), 
 - `packages`: the hosts of the package indexes this machine uses;
 - `resolver`, `dialer`: from a name to a connection with an address that was judged;
 - `inspection`: that a connection is for the name it was allowed for;
-- `relay`: bytes both ways; `gateway`: one sandbox's connections, limits and account.
+- `relay`: bytes both ways; `gateway`: one sandbox's connections, limits and account;
+- `guest_channel`: what its guest asks for; `outbox`: messages that wait for room in a channel.
 """

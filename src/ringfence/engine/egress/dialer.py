@@ -87,6 +87,24 @@ class Dialer:
         text = getattr(problem, "strerror", None) or "it does not answer"
         raise UnreachableError(f"{destination} could not be reached: {text}")
 
+    async def check(self, destination: Destination, policies: tuple[Policy, ...]) -> None:
+        """Judge a destination without connecting to it; its name is looked up if a policy is about addresses.
+
+        Raises RefusedError, UnreachableError.
+        """
+        _, by_address = self.judge(destination, policies)
+        judges = tuple(policy for policy in by_address if policy.denied)
+        refused: RefusedError | None = None
+        for address in await self._addresses(destination, policies) if judges else ():
+            try:
+                _judge_address(destination, address, judges)
+            except RefusedError as error:
+                refused = refused or error
+            else:
+                return
+        if refused is not None:
+            raise refused
+
     def judge(
         self, destination: Destination, policies: tuple[Policy, ...]
     ) -> tuple[bool, tuple[Policy, ...]]:
@@ -111,10 +129,7 @@ class Dialer:
         self, destination: Destination, address: IPAddress, policies: tuple[Policy, ...]
     ) -> None:
         """Judge one address of a destination. Raises RefusedError."""
-        for policy in policies:
-            verdict = policy.judge_address(address, destination.port)
-            if not verdict.allowed:
-                raise RefusedError(f"{destination} was refused by {policy.label}: {verdict.reason}")
+        _judge_address(destination, address, policies)
         what = self._why_internal(address, destination.host, destination.port)
         if what is not None:
             raise RefusedError(f"{destination} was refused: it is {what}; {_ASK_OPERATOR}")
@@ -138,6 +153,14 @@ class Dialer:
             raise UnreachableError(f"{destination} could not be reached: there is no such name") from None
         ipv4_only = any(policy.ipv4_only for policy in policies)
         return [address for address in found if address.version == 4 or not ipv4_only]
+
+
+def _judge_address(destination: Destination, address: IPAddress, policies: tuple[Policy, ...]) -> None:
+    """What policies say of one address of a destination. Raises RefusedError."""
+    for policy in policies:
+        verdict = policy.judge_address(address, destination.port)
+        if not verdict.allowed:
+            raise RefusedError(f"{destination} was refused by {policy.label}: {verdict.reason}")
 
 
 def _covers(rule: BlockRule, address: IPAddress, port: int | None) -> bool:

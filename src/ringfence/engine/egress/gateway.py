@@ -1,13 +1,8 @@
-"""One sandbox's way out: its channel, its connections, its limits and its account.
-
-Everything that comes over the channel is said by code that may be hostile. A message that no guest of ours
-would send ends the sandbox's network.
-"""
+"""One sandbox's way out: its policy, its connections, its limits and its account."""
 
 import asyncio
 import contextlib
 import ipaddress
-import json
 import socket
 import ssl
 from collections.abc import Coroutine, Sequence
@@ -15,8 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ringfence.engine.egress.dialer import Destination, Dialer, RefusedError, UnreachableError
+from ringfence.engine.egress.guest_channel import (
+    ConnectionAsked,
+    GuestChannel,
+    MirrorAsked,
+    NameAsked,
+    Request,
+)
 from ringfence.engine.egress.hosts import BadHostError, IPAddress, parse_host
 from ringfence.engine.egress.inspection import ForgedNameError, Inspection
+from ringfence.engine.egress.mirror.exchange import MirrorClient
 from ringfence.engine.egress.mirror.service import Mirror
 from ringfence.engine.egress.opened import OpenedConnection
 from ringfence.engine.egress.policy import PACKAGES, Policy
@@ -25,10 +28,8 @@ from ringfence.engine.egress.reports import Budget, Report, Reports
 from ringfence.engine.egress.ruled import forged, serve_ruled
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.egress.transforms import Edge, edge_for
-from ringfence.engine.zygote import channel
 
 _MAX_PENDING = 128
-_MAX_TEXT = 64 * 1024
 _LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 
 
@@ -67,13 +68,13 @@ class Gateway:
         mirror: Mirror | None,
         report: Report,
     ) -> None:
-        end.setblocking(False)
-        self._channel = end
         self._policy = policy
         self._ceiling = ceiling
         self._dialer = dialer
         self._trusted = trusted
-        self._mirror = mirror
+        self._mirror_client: MirrorClient | None = None
+        if mirror is not None:
+            self._mirror_client = MirrorClient(mirror, lambda: self._policies, self._refused)
         self._edges: tuple[Edge, ...] = ()
         self._most = settings.connections
         self._rate = settings.connections_per_second
@@ -85,7 +86,7 @@ class Gateway:
         self._connections: set[_Connection] = set()
         self._closed = False
         self.usage = Usage()
-        self._loop.add_reader(end, self._readable)
+        self._channel = GuestChannel(end, self._on_request, self._on_end)
 
     def set_policy(self, policy: Policy, edges: Sequence[Edge] = (), authority: str = "") -> None:
         """Put another policy in force, for connections that stand as well.
@@ -95,10 +96,12 @@ class Gateway:
         self._policy = policy
         self._edges = tuple(edges)
         if authority:
-            self._send({"trust": authority})
+            self._channel.send({"trust": authority})
+        if self._mirror_client is not None:
+            self._keep(self._mirror_client.recheck())
         for connection in list(self._connections):
             if connection.mirror:
-                continue  # which judges each request
+                continue
             if not self._still_opened_alike(connection):
                 if connection.relay is not None:
                     connection.relay.abort()
@@ -131,8 +134,7 @@ class Gateway:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._channel)
-        channel.discard(self._channel)
+        self._channel.close()
         for task in (*self._tasks, *self._opened):
             task.cancel()
         for connection in list(self._connections):
@@ -143,93 +145,52 @@ class Gateway:
     def _policies(self) -> tuple[Policy, ...]:
         return (self._policy, self._ceiling)
 
-    def _readable(self) -> None:
-        try:
-            message, fds = channel.receive(self._channel)
-        except BlockingIOError:
-            return
-        except (channel.ChannelClosedError, ValueError, OSError):
-            self.close()
-            return
-        connection = self._connection_of(fds)
-        try:
-            work = self._work(message, connection)
-        except (KeyError, TypeError, ValueError, ArithmeticError):
-            work = None
-        if work is None:
-            if connection is not None:
-                close(connection, reset=True)
-            self.close()
-            return
+    def _on_request(self, request: Request) -> None:
+        work: Coroutine[Any, Any, None]
+        match request:
+            case NameAsked():
+                work = self._name(request)
+            case ConnectionAsked():
+                work = self._open(request)
+            case MirrorAsked():
+                work = self._packages(request.inside)
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    @staticmethod
-    def _connection_of(fds: list[int]) -> socket.socket | None:
-        """The one TCP socket among the descriptors, if it is one."""
-        alone = len(fds) == 1
-        for fd in fds:
-            try:
-                connection = socket.socket(fileno=fd)
-            except OSError:
-                channel.close_all([fd])
-                continue
-            if alone and (connection.family, connection.type) == (socket.AF_INET, socket.SOCK_STREAM):
-                return connection
-            close(connection, reset=True)  # any kind of socket may be set to keep us waiting
-        return None
-
-    def _work(
-        self, message: dict[str, Any], connection: socket.socket | None
-    ) -> Coroutine[Any, Any, None] | None:
-        if message["op"] == "name" and connection is None:
-            return self._name(int(message["id"]), _text(message, "name", 300))
-        if message["op"] == "open":
-            host, port = _text(message, "host", 300), int(message["port"])
-            texts = [_text(message, key, _MAX_TEXT).encode("latin-1") for key in ("ok", "no", "head")]
-            return self._open(connection or self._lend(int(message["lend"])), host, port, *texts)
-        if message["op"] == "packages":
-            return self._packages(connection or self._lend(int(message["lend"])))
-        return None
-
-    def _lend(self, number: int) -> socket.socket:
-        """Give a guest that cannot pass us its connection, because its kernel is gVisor, an end of one of
-        ours; the other end.
-        """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._send({"lent": number}, [theirs.fileno()])
-        return ours
+    def _on_end(self, why: str) -> None:
+        if why:
+            self._reports.give("warning", f"the sandbox's network was closed: {why}")
+        self.close()
 
     # Names
 
-    async def _name(self, number: int, text: str) -> None:
+    async def _name(self, asked: NameAsked) -> None:
         verdict = "refused"
         try:
             if len(self._tasks) > _MAX_PENDING or not self._budget.take():
                 verdict = "failed"
             else:
-                host = parse_host(text)
+                host = parse_host(asked.name)
                 known = isinstance(host, str) and await self._dialer.look_up(host, self._policies)
                 verdict = "ok" if known else "none"
         except BadHostError:
             verdict = "none"
         except RefusedError as error:
             self._refused(str(error))
-        self._send({"id": number, "verdict": verdict})
+        self._channel.send({"id": asked.number, "verdict": verdict})
 
     # Connections
 
     async def _packages(self, inside: socket.socket) -> None:
         """A connection to the package mirror."""
         destination = Destination(PACKAGES, 80)
-        mirror = self._mirror
+        mirror = self._mirror_client
         try:
             self._check_room(destination)
             if mirror is None:
                 raise RefusedError(f"{PACKAGES} was refused: this server has no package mirror")
-            mirror.judge(self._policies)
+            mirror.judge()
         except RefusedError as error:
             self._refused(str(error))
             close(inside, reset=True)
@@ -237,26 +198,24 @@ class Gateway:
         connection = _Connection(destination, _LOOPBACK, mirror=True)
         far, near = socket.socketpair()
         connection.relay = Relay(inside, far, None, lambda error: self._ended(connection, error))
-        self._keep(mirror.serve(near, lambda: self._policies, self._refused))
+        self._keep(mirror.serve(near))
         self._begin(connection, b"")
 
-    async def _open(
-        self, inside: socket.socket, host: str, port: int, ok: bytes, no: bytes, head: bytes
-    ) -> None:
+    async def _open(self, asked: ConnectionAsked) -> None:
         try:
-            destination = self._destination(host, port)
+            destination = self._destination(asked.host, asked.port)
             outside, address, held = await self._dialer.dial(destination, self._policies)
         except (RefusedError, UnreachableError) as error:
             if isinstance(error, RefusedError):
                 self._refused(str(error))
             else:
                 self._note("info", str(error))
-            _decline(inside, no)
+            _decline(asked.inside, asked.no)
             return
         except asyncio.CancelledError:
-            close(inside, reset=True)
+            close(asked.inside, reset=True)
             raise
-        self._relay(_Connection(destination, address), inside, outside, held, ok, head)
+        self._relay(_Connection(destination, address), asked, outside, held)
 
     def _destination(self, host: str, port: int) -> Destination:
         if not 0 < port < 65536:
@@ -283,18 +242,17 @@ class Gateway:
     def _relay(
         self,
         connection: _Connection,
-        inside: socket.socket,
+        asked: ConnectionAsked,
         outside: socket.socket,
         held: bool,
-        ok: bytes,
-        head: bytes,
     ) -> None:
+        inside = asked.inside
         connection.edge = edge_for(self._edges, connection.destination.host)
         inspector = _inspector(connection.destination, held)
         far = outside
         try:
-            if ok:
-                inside.send(ok, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            if asked.ok:
+                inside.send(asked.ok, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             if connection.edge is not None:
                 far = self._open_up(connection, outside, inspector)
                 inspector = None
@@ -303,7 +261,7 @@ class Gateway:
             for end in (inside, far, outside):
                 close(end, reset=True)
             return
-        self._begin(connection, head)
+        self._begin(connection, asked.head)
 
     def _begin(self, connection: _Connection, head: bytes) -> None:
         self._connections.add(connection)
@@ -348,26 +306,12 @@ class Gateway:
 
     def _note(self, level: str, sentence: str) -> None:
         if self._reports.give(level, sentence):
-            self._send({"note": sentence})
-
-    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        if self._closed:
-            return
-        data = json.dumps(message).encode()
-        with contextlib.suppress(OSError):  # a guest that does not read gets no answers
-            socket.send_fds(self._channel, [data], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._channel.send({"note": sentence})
 
 
 def _inspector(destination: Destination, held: bool) -> Inspection | None:
     name = destination.host
     return Inspection(name, destination.port) if held and isinstance(name, str) else None
-
-
-def _text(message: dict[str, Any], key: str, most: int) -> str:
-    value = message[key]
-    if not isinstance(value, str) or len(value) > most:
-        raise TypeError(key)
-    return value
 
 
 def _decline(inside: socket.socket, answer: bytes) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ringfence.core.errors import LauncherError
+from ringfence.engine.egress.outbox import Outbox
 from ringfence.engine.egress.packages import PackageIndexes
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.zygote import channel
@@ -31,6 +32,7 @@ class EgressLink:
         self._loop = asyncio.get_running_loop()
         self.alive = True
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None
+        self._outbox = Outbox(end)
         self._loop.add_reader(end, self._readable)
 
     @classmethod
@@ -89,11 +91,17 @@ class EgressLink:
         descriptors = () if descriptor is None else (descriptor,)
         await self._call("blob", *descriptors, number=number, found=found)
 
+    def end_blob(self, number: int) -> None:
+        """Say that what was written under a number is stored, or gone."""
+        if self.alive:
+            with contextlib.suppress(OSError):
+                self._outbox.send({"request": 0, "op": "blob_ended", "number": number})
+
     def detach(self, sandbox_id: str) -> bool:
         """Close a sandbox's way out, with every connection, soon; whether its account is still to come."""
         if self.alive:
-            with contextlib.suppress(channel.ChannelClosedError, OSError):
-                channel.send(self._channel, {"request": 0, "op": "detach", "id": sandbox_id})
+            with contextlib.suppress(OSError):
+                self._outbox.send({"request": 0, "op": "detach", "id": sandbox_id})
                 return True
         return False
 
@@ -120,10 +128,10 @@ class EgressLink:
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._waiting[number] = future
         try:
-            channel.send(self._channel, {"request": number, "op": op, **arguments}, fds)
+            self._outbox.send({"request": number, "op": op, **arguments}, fds)
             async with asyncio.timeout(_ANSWER_SECONDS):
                 answer = await future
-        except (channel.ChannelClosedError, OSError, TimeoutError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise LauncherError(f"the egress process does not answer: {error}") from error
         finally:
             del self._waiting[number]
@@ -151,6 +159,7 @@ class EgressLink:
         if not self.alive:
             return
         self.alive = False
+        self._outbox.close()
         self._loop.remove_reader(self._channel)
         self._channel.close()
         for future in self._waiting.values():

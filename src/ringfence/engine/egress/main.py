@@ -1,14 +1,17 @@
 """The egress process: every sandbox's way out, and nothing else.
 
-It has no privilege, and no secret but those that sandboxes use in their requests. The engine sends it
-requests over a SEQPACKET channel, and it ends when that closes:
+It has no privilege. Of secrets it has what it needs to speak for others: the headers that are set in requests
+of sandboxes (`transforms`) with the private keys of the certificates for that, and this machine's credentials
+for its package indexes (`mirror`). The engine sends it requests over a SEQPACKET channel, and it ends when
+that closes:
 
 - ``roots`` (pem: a part of the authorities that servers outside are verified by), ``settings`` (settings,
   packages, indexes, unverified): first of all;
 - ``attach`` (id, policy, edges; beside it the sandbox's channel), ``policy`` (id, policy, edges, authority),
   ``detach`` (id);
 - ``account`` (id);
-- ``blob`` (number, found; beside it a descriptor): the answer to an event of that name.
+- ``blob`` (number, found; beside it a descriptor): the answer to an event of that name; ``blob_ended``
+  (number): that to ``blob-end``.
 
 Each request is answered. Events: ``network``, something was refused to a sandbox or reached by it;
 ``account``, what one that is detached has used; ``blob``
@@ -30,6 +33,7 @@ from ringfence.engine.egress.http1 import client_context
 from ringfence.engine.egress.mirror.blobs import Blobs
 from ringfence.engine.egress.mirror.fetch import Fetcher
 from ringfence.engine.egress.mirror.service import Index, Mirror
+from ringfence.engine.egress.outbox import Outbox
 from ringfence.engine.egress.policy import PolicyError, from_fields, preset
 from ringfence.engine.egress.resolver import Resolver
 from ringfence.engine.egress.settings import NetworkSettings, fixed_hosts
@@ -47,6 +51,7 @@ class Egress:
     def __init__(self, engine: socket.socket) -> None:
         engine.setblocking(False)
         self._engine = engine
+        self._outbox = Outbox(engine)
         self._gateways: dict[str, Gateway] = {}
         self._settings = NetworkSettings()
         self._packages: list[tuple[str, int]] = []
@@ -54,7 +59,7 @@ class Egress:
         self._ceiling = preset("none", ())
         self._roots = ""
         self._trusted = client_context("")
-        self._blobs = Blobs(self._tell)
+        self._blobs = Blobs(self._tell, 0)
         self._mirror: Mirror | None = None
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(engine, self._readable)
@@ -88,6 +93,7 @@ class Egress:
         self._trusted, self._roots = client_context(self._roots), ""
         if self._settings.package_cache_mb:
             fetcher = Fetcher(self._dialer, self._trusted, frozenset(request["unverified"]))
+            self._blobs = Blobs(self._tell, self._settings.package_cache_mb << 20)
             indexes = tuple(Index(**fields) for fields in request["indexes"])
             self._mirror = Mirror(indexes, fetcher, self._blobs)
         return {}
@@ -98,6 +104,10 @@ class Egress:
 
     def _op_blob(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._blobs.opened(request["number"], fds.pop() if fds else None, request["found"])
+        return {}
+
+    def _op_blob_ended(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        self._blobs.ended(request["number"])
         return {}
 
     def _op_attach(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -143,9 +153,9 @@ class Egress:
         return {"account": gateway.account()} if gateway is not None else {}
 
     def _tell(self, message: dict[str, Any]) -> None:
-        # The engine reads all the time; should it not, it misses an answer and gives up waiting for that.
-        with contextlib.suppress(channel.ChannelClosedError, BlockingIOError):
-            channel.send(self._engine, message)
+        """Send the engine a message. As many wait as it has asked for, and as sandboxes may cause reports."""
+        with contextlib.suppress(OSError):  # it has gone, and so do we
+            self._outbox.send(message)
 
 
 def _edges(request: dict[str, Any]) -> list[Edge]:

@@ -92,6 +92,11 @@ class Policy:
         """Whether a destination's other address could be a way around a denied block."""
         return bool(self.denied) and not self.denies_all
 
+    @property
+    def has_packages(self) -> bool:
+        """Whether ``@packages`` is allowed: from the mirror, the indexes' files too, wherever they are."""
+        return any(rule.text == PACKAGES for rule in self.names)
+
     def may_name(self, host: str) -> bool:
         """Whether a connection to this name could be allowed, so that looking it up may leave the machine.
 

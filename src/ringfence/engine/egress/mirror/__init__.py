@@ -6,5 +6,5 @@ with this machine's credentials. Files are kept by their digest, in a cache that
 - `pages`: what an index says about a project, and how that is told to a sandbox;
 - `fetch`: requests to the indexes;
 - `blobs`: the cache, as seen from here;
-- `service`: the mirror itself.
+- `service`: the mirror itself; `exchange`: its HTTP, and what each sandbox may hold of it.
 """

@@ -19,6 +19,7 @@ _PORTS = {"http": 80, "https": 443}
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _QUIET_SECONDS = 60.0
+_PAGE_SECONDS = 120.0
 _MAX_PAGE = 64 << 20
 
 
@@ -50,7 +51,14 @@ class Answer:
             yield bytes(event.data)
 
     async def page(self) -> bytes:
-        """The whole body, unpacked. Raises FetchError when it is too large."""
+        """The whole body, unpacked. Raises FetchError when it is too large, or takes too long."""
+        try:
+            async with asyncio.timeout(_PAGE_SECONDS):
+                return await self._page()
+        except TimeoutError:
+            raise FetchError(f"{self.url} took longer than {_PAGE_SECONDS:.0f} seconds") from None
+
+    async def _page(self) -> bytes:
         packed = self.headers.get(b"content-encoding", b"").lower() in (b"gzip", b"x-gzip")
         unpacker = zlib.decompressobj(31) if packed else None
         parts: list[bytes] = []
@@ -77,9 +85,13 @@ class Fetcher:
 
     @contextlib.asynccontextmanager
     async def get(
-        self, url: str, headers: Mapping[str, str], authorization: tuple[str, str] | None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: tuple[str, str] | None,
+        policies: tuple[Policy, ...],
     ) -> AsyncIterator[Answer]:
-        """The answer to a GET request, redirects followed. Whether the sandbox may is judged before.
+        """The answer to a GET request, redirects followed as far as `policies` allow.
 
         authorization: an origin (``scheme://host:port``) and the value of the header that it gets, and no
         other. Raises FetchError, RefusedError, UnreachableError.
@@ -88,7 +100,7 @@ class Fetcher:
             sent = dict(headers)
             if authorization is not None and origin_of(url) == authorization[0]:
                 sent["Authorization"] = authorization[1]
-            peer = await self._connect(url)
+            peer = await self._connect(url, policies)
             try:
                 answer = await _ask(peer, url, sent)
                 location = answer.headers.get(b"location")
@@ -100,19 +112,13 @@ class Fetcher:
                 await peer.close()
         raise FetchError(f"{url} redirects too often")
 
-    async def _connect(self, url: str) -> Peer:
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise FetchError(f"{url[:200]!r} is no address of a file")
+    async def _connect(self, url: str, policies: tuple[Policy, ...]) -> Peer:
+        destination = _destination(url)
+        connection, _, _ = await self._dialer.dial(destination, policies)
+        host = str(destination.host)
+        context = self._context(host) if urlsplit(url).scheme == "https" else None
         try:
-            host = parse_host(parts.hostname)
-            destination = Destination(host, parts.port or _PORTS[parts.scheme])
-        except (BadHostError, ValueError):
-            raise FetchError(f"{url[:200]!r} is no address of a file") from None
-        connection, _, _ = await self._dialer.dial(destination, ())
-        context = self._context(str(host)) if parts.scheme == "https" else None
-        try:
-            return await connect(connection, context, str(host))
+            return await connect(connection, context, host)
         except OSError as error:
             raise FetchError(f"{destination} does not answer: {error}") from None
 
@@ -125,13 +131,28 @@ class Fetcher:
         return context
 
     def judge(self, url: str, policies: tuple[Policy, ...]) -> None:
-        """Whether a sandbox may use the index at `url`. Raises RefusedError."""
-        parts = urlsplit(url)
-        host = parse_host(parts.hostname or "")
-        destination = Destination(host, parts.port or _PORTS[parts.scheme])
+        """Whether policies allow the host of `url`, by its name at least. Raises RefusedError."""
+        destination = _destination(url)
         _, by_address = self._dialer.judge(destination, policies)
-        if not isinstance(host, str):
-            self._dialer.judge_address(destination, host, by_address)
+        if not isinstance(destination.host, str):
+            self._dialer.judge_address(destination, destination.host, by_address)
+
+    async def check(self, url: str, policies: tuple[Policy, ...]) -> None:
+        """Whether policies allow a connection to the host of `url`, for what is had without one.
+
+        Raises FetchError, RefusedError, UnreachableError.
+        """
+        await self._dialer.check(_destination(url), policies)
+
+
+def _destination(url: str) -> Destination:
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise FetchError(f"{url[:200]!r} is no address of a file")
+    try:
+        return Destination(parse_host(parts.hostname), parts.port or _PORTS[parts.scheme])
+    except (BadHostError, ValueError):
+        raise FetchError(f"{url[:200]!r} is no address of a file") from None
 
 
 async def _ask(peer: Peer, url: str, headers: Mapping[str, str]) -> Answer:
