@@ -96,3 +96,42 @@ def test_a_journal_on_disk_is_private_and_survives_a_cut(tmp_path: Path) -> None
     file.remove()
     assert read.read() is None
     assert JournalStore(None, "").open("s_1") is None
+
+
+def test_a_line_that_a_full_disk_cut_is_missing_and_no_other(tmp_path: Path) -> None:
+    file = JournalStore(tmp_path, "").open("s_1")
+    assert file is not None
+    journal = Journal()
+    journal.keep_in(file)
+    add(journal, a_cell("text = 'one\u2028two\x85three\ud800'"))
+    (path,) = tmp_path.glob("*/*.jsonl")
+    path.write_bytes(path.read_bytes() + b'\n{"kind": "cell", "te')
+    add(journal, a_cell("x = 1"))
+    again = file.read()
+    assert again is not None
+    assert [entry.text for entry in again.entries] == [entry.text for entry in journal.entries]
+    assert again.missing == 1
+
+
+def test_a_journal_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    file = JournalStore(tmp_path, "").open("s_1")
+    assert file is not None
+    journal = Journal()
+    journal.keep_in(file)
+    file.remove()
+    add(journal, a_cell("x = 1"))
+    assert list(tmp_path.glob("*/*.jsonl")) == []
+
+
+def test_data_that_must_stay_is_not_kept_as_if_it_could_go(tmp_path: Path) -> None:
+    file = JournalStore(tmp_path, "").open("s_1")
+    assert file is not None
+    journal = Journal()
+    journal.keep_in(file)
+    (path,) = tmp_path.glob("*/*.jsonl")
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to("/dev/full")  # opening it fails, as O_NOFOLLOW has it: the journal cannot be written anew
+    journal.keep_here()
+    assert file.read() is None
+    assert journal.file is None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import httpx
-from e2b import SandboxException, TimeoutException
+from e2b import SandboxException
 from e2b_code_interpreter import AsyncSandbox, ExecutionError, OutputMessage, Result
 
 from ringfence.integrations.mcp.servers.executor.output import Output
@@ -81,9 +81,8 @@ async def run_cell(sandbox: AsyncSandbox, cell: Cell, last_count: int) -> None:
     """Run `cell` to its end, whatever that is; the outcome is in the cell.
 
     Dropping the stream is what interrupts a cell: the code interpreter notices and keeps the variables.
-    `last_count` is the
-    execution count of the session's last cell. Errors of the connection that do not mean that the sandbox
-    is gone are raised.
+    `last_count` is the execution count of the session's last cell. Errors of the connection that do not mean
+    that the sandbox is gone are raised.
     """
     try:
         async with asyncio.timeout(cell.exec_timeout):
@@ -106,7 +105,7 @@ async def run_cell(sandbox: AsyncSandbox, cell: Cell, last_count: int) -> None:
         if not cell.stop_asked:
             raise
         await _settle(sandbox, cell, last_count)
-    except (TimeoutException, httpx.HTTPError) as error:
+    except (SandboxException, httpx.HTTPError) as error:
         await _judge_lost(sandbox, cell, error)
     else:
         cell.execution_count = execution.execution_count
@@ -133,7 +132,7 @@ async def _settle(sandbox: AsyncSandbox, cell: Cell, last_count: int) -> None:
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             probe = await sandbox.run_code("pass", timeout=0)
-    except (TimeoutError, TimeoutException, httpx.HTTPError) as error:
+    except (TimeoutError, SandboxException, httpx.HTTPError) as error:
         if await is_gone(sandbox):
             cell.state, cell.state_reason = "lost", "the sandbox ended"
         else:

@@ -14,6 +14,7 @@ from ringfence.integrations.mcp.servers.executor.jobs import Job, run_job
 from ringfence.integrations.mcp.servers.executor.journal import OnLoss
 from ringfence.integrations.mcp.servers.executor.notebook import cell_outputs
 from ringfence.integrations.mcp.servers.executor.packages import (
+    INSTALL_SECONDS,
     Installation,
     check_packages,
     install,
@@ -29,6 +30,8 @@ from ringfence.integrations.mcp.servers.executor.reports import (
 from ringfence.integrations.mcp.servers.executor.session import Session
 
 _INTERRUPT_SECONDS = 25.0
+_SLACK_SECONDS = 60.0
+"""How much longer the sandbox lives than what runs in it may take."""
 
 
 class ExecutionTools(Tools):
@@ -67,13 +70,12 @@ class ExecutionTools(Tools):
         try:
             async with session.lock:
                 cell.started = time.monotonic()
-                if cell.exec_timeout + 60 > self._settings.lease:
-                    await self.sessions.extend(session, cell.exec_timeout + 60)
+                await self.sessions.extend(session, cell.exec_timeout + _SLACK_SECONDS)
                 await run_job(job, session.sandbox, session.watch, session.last_count)
                 if cell.execution_count is not None:
                     session.last_count = cell.execution_count
         except asyncio.CancelledError:
-            cell.status = "interrupted"
+            cell.status = cell.status or "interrupted"
             if not cell.stop_asked:
                 raise
         finally:
@@ -143,6 +145,7 @@ class ExecutionTools(Tools):
         """A shell command in the session's sandbox, beside its Python."""
         session = await self.sessions.get(session_id, beat.note)
         limit = timeout_s or self._settings.exec_timeout
+        await self.sessions.extend(session, limit + _SLACK_SECONDS)
         async with self._trouble(session):
             text, record = await run_command(session.sandbox, command, limit, cwd, session.watch, beat)
         status = {0: "ok", None: "timeout"}.get(record.get("exit_code"), "error")
@@ -159,7 +162,7 @@ class ExecutionTools(Tools):
         session = await self.sessions.get(session_id, beat.note)
         beat.note("pip install " + " ".join(names))
         async with self._trouble(session), session.lock:
-            await self.sessions.extend(session, self._settings.lease)
+            await self.sessions.extend(session, INSTALL_SECONDS + _SLACK_SECONDS)
             done = await install(session.sandbox, names)
             stale = await loaded_before(session.sandbox, done.installed)
         if done.ok:

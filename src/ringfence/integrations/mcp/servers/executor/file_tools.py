@@ -105,7 +105,7 @@ class FileTools(Tools):
 
     def _check_residency(self, session: Session, source: Path) -> None:
         """Files that must stay go to no cloud, and neither does their session when it is rebuilt."""
-        policy = self.sessions.backends.policy()
+        policy = self.sessions.sandboxes.backends.policy()
         if policy is None or not policy.keeps(source):
             return
         if session.backend.name == "e2b":
@@ -191,7 +191,7 @@ class FileTools(Tools):
         """The session as a notebook: into the sandbox, to a file of the host; if it was lost, as content."""
         self._refuse_local(local_path)
         handle, journal = await self.sessions.journal_of(session_id)
-        data = notebook(journal, self.sessions.python())
+        data = notebook(journal, self.sessions.sandboxes.python())
         count = sum(1 for _ in journal.cells())
         record: dict[str, Any] = {"cells": count, "bytes": len(data), "session_id": handle}
         text = f"{count} cells as a notebook ({size_text(len(data))})"

@@ -3,6 +3,7 @@
 import base64
 import fnmatch
 import mimetypes
+import re
 import shlex
 from typing import Any
 
@@ -64,6 +65,7 @@ async def read_page(
     info = await sandbox.files.get_info(path)
     if info.type == FileType.DIR:
         raise ToolError(f"{path} is a directory; use list_files.")
+    path = info.path
     mime_type = mimetypes.guess_type(path)[0]
     record: dict[str, Any] = {"path": path, "bytes": info.size}
     if mime_type in _IMAGE_TYPES:
@@ -85,8 +87,19 @@ async def _picture(
             f"{path} is a picture of {size_text(size)}, too large to show (limit {size_text(MAX_BYTES)}). "
             f"Make it smaller with Pillow in execute_code, or use download_file."
         )
-    data = base64.b64encode(bytes(await sandbox.files.read(path, format="bytes"))).decode()
+    data = base64.b64encode(await read_bytes(sandbox, path, MAX_BYTES)).decode()
     return f"{path}: {mime_type}, {size_text(size)}", record, [ImageContent(data=data, mime_type=mime_type)]
+
+
+async def read_bytes(sandbox: AsyncSandbox, path: str, limit: int) -> bytes:
+    """A file of at most `limit` bytes; a `ToolError` if it has more, whatever size it was said to have."""
+    data = bytearray()
+    async with await sandbox.files.read(path, format="stream") as chunks:
+        async for chunk in chunks:
+            data += chunk
+            if len(data) > limit:
+                raise ToolError(f"{path} has more than {size_text(limit)}; it does not fit in an answer.")
+    return bytes(data)
 
 
 async def _lines(sandbox: AsyncSandbox, path: str, offset: int, limit: int) -> tuple[str, bool]:
@@ -113,7 +126,8 @@ async def _lines(sandbox: AsyncSandbox, path: str, offset: int, limit: int) -> t
 
 
 def _cut(text: str, limit: int) -> tuple[str, bool]:
-    lines = text.splitlines(keepends=True)
+    # Only "\n" ends a line, as for sed: `splitlines` sees more, and pages would not fit together.
+    lines = [line for line in re.split(r"(?<=\n)", text) if line]
     more = len(lines) > limit
     kept: list[str] = []
     size = 0
@@ -136,7 +150,7 @@ async def as_content(sandbox: AsyncSandbox, path: str, size: int) -> list[Conten
             f"{path} has {size_text(size)}; more than {size_text(MAX_BLOB)} does not fit in an answer. "
             f"Give local_path to write it to a file."
         )
-    data = base64.b64encode(bytes(await sandbox.files.read(path, format="bytes"))).decode()
+    data = base64.b64encode(await read_bytes(sandbox, path, MAX_BLOB)).decode()
     if mime_type in _IMAGE_TYPES and size <= MAX_BYTES:
         return [ImageContent(data=data, mime_type=mime_type)]
     contents = BlobResourceContents(uri=f"sandbox://{path}", mime_type=mime_type, blob=data)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import httpx
 from e2b import SandboxException
-from e2b.sandbox.filesystem.filesystem import FileType
+from e2b.sandbox.filesystem.filesystem import EntryInfo, FileType
 from e2b_code_interpreter import AsyncSandbox
 
 HOME = "/home/user"
@@ -56,12 +56,15 @@ class FileWatch:
     async def _list(self, sandbox: AsyncSandbox) -> dict[str, tuple[int, datetime]] | None:
         if self._depth == 0:
             return None
+        entries: list[EntryInfo] | None
         try:
             async with asyncio.timeout(5):
                 entries = await sandbox.files.list(HOME, depth=self._depth)
-        except (SandboxException, httpx.HTTPError, TimeoutError):
+        except TimeoutError:
+            entries = None
+        except (SandboxException, httpx.HTTPError):
             return None
-        if len(entries) > _TOO_MANY:
+        if entries is None or len(entries) > _TOO_MANY:
             # From now on look less deep; what was seen at another depth cannot be compared.
             self._depth -= 1
             return None

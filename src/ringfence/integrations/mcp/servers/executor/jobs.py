@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 import httpx
-from e2b import SandboxException
+from e2b import AuthenticationException, SandboxException
 from e2b_code_interpreter import AsyncSandbox
 
 from ringfence.integrations.mcp.servers.executor.cells import Cell, run_cell
@@ -44,14 +44,18 @@ class Job:
         return self.task.done()
 
     def interrupt(self) -> None:
-        """Interrupt the cell; the job then finds out what became of the session's state, and ends."""
-        if self.task is not None and not self.task.done() and not self.cell.stop_asked:
+        """Interrupt the cell; the job then finds out what became of the session's state, and ends. A cell
+        that has ended by itself, and is being reported on, is left alone.
+        """
+        asked = self.cell.stop_asked or self.cell.status is not None
+        if self.task is not None and not self.done() and not asked:
             self.cell.stop_asked = True
             self.task.cancel()
 
-    def abandon(self) -> None:
+    def abandon(self, why: str) -> None:
         """End the job at once; its sandbox is going away."""
-        if self.task is not None:
+        if self.task is not None and not self.done():
+            self.cell.state, self.cell.state_reason = "lost", why
             self.task.cancel()
 
 
@@ -60,7 +64,7 @@ async def run_job(job: Job, sandbox: AsyncSandbox, watch: FileWatch, last_count:
     cell = job.cell
     try:
         await run_cell(sandbox, cell, last_count)
-    except (SandboxException, httpx.HTTPError) as error:
+    except (SandboxException, AuthenticationException, httpx.HTTPError) as error:
         job.failure = error
         return
     if cell.status == "lost":

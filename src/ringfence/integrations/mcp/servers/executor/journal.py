@@ -85,8 +85,19 @@ class Journal:
         if self.wish.resident:
             return
         self.wish = dataclasses.replace(self.wish, resident=True)
-        if self.file is not None:
-            self.file.start(self.about(), self.entries)
+        if (file := self.file) is not None:
+            self.file = None
+            self.keep_in(file)
+
+    def keep_in(self, file: "JournalFile") -> None:
+        """From now on it is on disk too. A full disk costs the journal there, never the call."""
+        try:
+            file.start(self.about(), self.entries)
+        except OSError as error:
+            _log.warning("the session's journal cannot be written: %s", error)
+            file.remove()
+        else:
+            self.file = file
 
     def add_cell(
         self,
@@ -186,22 +197,28 @@ class JournalFile:
         """Write the file anew."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "wb") as file:
             for line in (about, *(dataclasses.asdict(entry) for entry in entries)):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(_line(line))
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line. A full disk costs the journal, never the call."""
+        """Add a line, to a journal that was not removed meanwhile. A full disk costs the line, never the
+        call.
+        """
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb") as file:
+                file.write(_line(entry))
+        except FileNotFoundError:
+            _log.info("the journal %s is gone", self._path)
         except OSError as error:
             _log.warning("the journal %s cannot be written: %s", self._path, error)
 
     def read(self) -> Journal | None:
-        """The journal that is there; None when there is none. A last line that was cut off is left out."""
+        """The journal that is there; None when there is none. Lines that were not written whole are counted
+        as missing.
+        """
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = [line for line in self._path.read_bytes().split(b"\n") if line]
             about = json.loads(lines[0])
         except (OSError, ValueError, IndexError):
             return None
@@ -214,13 +231,18 @@ class JournalFile:
             try:
                 journal._add(Entry(**json.loads(line)))
             except (ValueError, TypeError):
-                break
+                journal.missing += 1
         journal.file = self
         return journal
 
     def remove(self) -> None:
         """The session was closed: nothing of it is kept."""
         self._path.unlink(missing_ok=True)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """With a line end before it too: what a full disk cut off the line before is not this one's loss."""
+    return b"\n" + json.dumps(record).encode() + b"\n"
 
 
 class JournalStore:

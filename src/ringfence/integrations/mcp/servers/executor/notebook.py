@@ -111,6 +111,6 @@ def _source(entry: Entry) -> str:
     if entry.kind == "install":
         return "%pip install " + shlex.join(entry.text.split("\n"))
     if entry.kind == "command":
-        where = f"cd {entry.cwd}\n" if entry.cwd else ""
+        where = f"cd {shlex.quote(entry.cwd)}\n" if entry.cwd else ""
         return f"%%bash\n{where}{entry.text}"
     return entry.text

@@ -1,15 +1,17 @@
 """Rebuilding a lost session in a new sandbox: everything its journal has is done again, in order."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
-from e2b import CommandExitException, SandboxException
+from e2b import CommandExitException, SandboxException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox
 
+from ringfence.integrations.mcp.servers.executor.cells import is_gone
 from ringfence.integrations.mcp.servers.executor.journal import Entry, Journal
-from ringfence.integrations.mcp.servers.executor.packages import install
+from ringfence.integrations.mcp.servers.executor.packages import INSTALL_SECONDS, install
+from ringfence.integrations.mcp.servers.executor.session import Session
 
 _SLACK_SECONDS = 30.0
 _NAMED = 5
@@ -38,8 +40,14 @@ class Replay:
         return ". ".join(parts) + "."
 
 
-async def replay(sandbox: AsyncSandbox, journal: Journal, notify: Callable[[str], None]) -> Replay:
-    """Do everything in `journal` again. Errors of the connection are raised, those of the code reported."""
+async def replay(
+    session: Session, extend: Callable[[Session, float], Awaitable[None]], notify: Callable[[str], None]
+) -> Replay:
+    """Do everything in the session's journal again; `extend` sees to it that its sandbox lives that long.
+
+    Errors of the connection are raised, those of the code reported.
+    """
+    journal, sandbox = session.journal, session.sandbox
     outcome = Replay()
     if journal.missing:
         outcome.skipped.append(f"{journal.missing} steps that the journal had no room for")
@@ -49,6 +57,7 @@ async def replay(sandbox: AsyncSandbox, journal: Journal, notify: Callable[[str]
         if reason is not None:
             outcome.skipped.append(f"{_name(entry)} ({reason})")
             continue
+        await extend(session, _seconds(entry) + _SLACK_SECONDS)
         status = await _again(sandbox, journal, entry, outcome)
         outcome.done += 1
         if status != entry.status:
@@ -71,9 +80,13 @@ def _name(entry: Entry) -> str:
     return f"{entry.kind} `{first}`"
 
 
+def _seconds(entry: Entry) -> float:
+    return INSTALL_SECONDS if entry.kind == "install" else entry.exec_timeout
+
+
 async def _again(sandbox: AsyncSandbox, journal: Journal, entry: Entry, outcome: Replay) -> str:
     try:
-        async with asyncio.timeout(entry.exec_timeout + _SLACK_SECONDS):
+        async with asyncio.timeout(_seconds(entry) + _SLACK_SECONDS):
             if entry.kind == "cell":
                 return await _cell(sandbox, entry, outcome)
             if entry.kind == "command":
@@ -101,4 +114,8 @@ async def _command(sandbox: AsyncSandbox, entry: Entry) -> str:
         await sandbox.commands.run(entry.text, cwd=entry.cwd, timeout=entry.exec_timeout)
     except CommandExitException:
         return "error"
+    except TimeoutException:
+        if await is_gone(sandbox):
+            raise
+        return "timeout"
     return "ok"

@@ -9,32 +9,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
-from e2b import (
-    AuthenticationException,
-    RateLimitException,
-    SandboxException,
-)
-from e2b_code_interpreter import AsyncSandbox
+from e2b import AuthenticationException, SandboxException
 from mcp.server.mcpserver.exceptions import ToolError
 
 from ringfence.core.config import Settings
 from ringfence.core.placement import BackendName, Wish
-from ringfence.integrations.backend import Backend
-from ringfence.integrations.mcp.servers.executor.backends import Backends, Notify
+from ringfence.integrations.mcp.servers.executor.backends import Notify
 from ringfence.integrations.mcp.servers.executor.cells import is_gone
-from ringfence.integrations.mcp.servers.executor.facts import Facts, find_facts
+from ringfence.integrations.mcp.servers.executor.facts import Facts
 from ringfence.integrations.mcp.servers.executor.jobs import Job
 from ringfence.integrations.mcp.servers.executor.journal import Journal, JournalStore, OnLoss
 from ringfence.integrations.mcp.servers.executor.replay import replay
+from ringfence.integrations.mcp.servers.executor.sandboxes import MadeSandbox, Sandboxes
 from ringfence.integrations.mcp.servers.executor.session import Loss, Session
 from ringfence.integrations.mcp.servers.executor.usage import cpu_seconds
-from ringfence.integrations.network import network_options
 
 _log = logging.getLogger(__name__)
 
 MAX_SESSIONS = 16
 _ENDED_KEPT = 64
 _CLOSING_SECONDS = 8.0
+_LONGEST_LEASE = 86_400
+"""Seconds; servers refuse more."""
 _TRUSTED_SECONDS = 30.0
 """A sandbox that was used this recently is taken to be there."""
 _NEW = "Call create_session for a new one, or omit session_id."
@@ -42,7 +38,7 @@ _ENDED = "its sandbox ended (killed, out of memory, or its lease ran out)"
 
 
 class Sessions:
-    """All sessions of one caller, and the backends they live on; all are made at the first use.
+    """All sessions of one caller; their sandboxes are made at the first use.
 
     has_default: calls without a handle share one session; else each makes a new one.
     on_facts: told once what the first sandbox turned out to be.
@@ -59,15 +55,13 @@ class Sessions:
         self._settings = settings
         self._store = store or JournalStore(None, "")
         self._has_default = has_default
-        self._on_facts = on_facts
         self._sessions: dict[str, Session] = {}
         self._losses: OrderedDict[str, Loss] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._default: asyncio.Task[Session] | None = None
         self._default_loss: Loss | None = None
         self._rebuilding: dict[str, asyncio.Task[Session]] = {}
-        self._facts: asyncio.Task[Facts] | None = None
-        self.backends = Backends(settings, self._lose_all_on)
+        self.sandboxes = Sandboxes(settings, self._lose_all_on, on_facts)
 
     async def _lose_all_on(self, name: BackendName) -> None:
         for session in list(self._sessions.values()):
@@ -88,7 +82,7 @@ class Sessions:
         A session that was lost is a `ToolError` that says so, or is rebuilt: `on_loss`, or what was asked for
         when it was made.
         """
-        await self.backends.check("local")
+        await self.sandboxes.backends.check("local")
         if handle is not None:
             session = await self._named(handle, notify, on_loss)
         elif self._has_default:
@@ -102,6 +96,8 @@ class Sessions:
         return session
 
     async def _named(self, handle: str, notify: Notify | None, on_loss: OnLoss | None) -> Session:
+        if (rebuilding := self._rebuilding.get(handle)) is not None:
+            return await asyncio.shield(rebuilding)
         session = self._sessions.get(handle)
         if session is not None and not await self._find_lost(session, on_loss):
             return session
@@ -146,13 +142,18 @@ class Sessions:
             else:
                 await self._find_lost(self._default.result(), on_loss)
         if self._default is None:
-            loss, self._default_loss = self._default_loss, None
-            if loss is not None and (on_loss or loss.journal.on_loss) == "replay":
-                making = self._rebuild(loss, notify)
-            else:
-                making = self._create(Journal(None, on_loss or "report"), notify, news=_news(loss))
-            self._default = asyncio.create_task(making)
+            self._default = asyncio.create_task(self._make_default(notify, on_loss))
         return await asyncio.shield(self._default)
+
+    async def _make_default(self, notify: Notify | None, on_loss: OnLoss | None) -> Session:
+        loss = self._default_loss
+        if loss is not None and (on_loss or loss.journal.on_loss) == "replay":
+            session = await self._rebuild(loss, notify)
+        else:
+            session = await self._create(Journal(None, on_loss or "report"), notify)
+            session.news = _news(loss)
+        self._default_loss = None  # only now: who could not be given a new one is told the next time
+        return session
 
     def _is_live(self, task: "asyncio.Task[Session]") -> bool:
         if task.cancelled() or task.exception() is not None:
@@ -168,85 +169,43 @@ class Sessions:
         wish: Wish | None = None,
     ) -> Session:
         """A new session with a sandbox of its own, on the backend that the policy chooses for `wish`."""
-        making = self._create(Journal(envs, on_loss, wish), notify)
-        return await asyncio.shield(asyncio.create_task(making))
+        return await self._create(Journal(envs, on_loss, wish), notify)
 
-    async def _create(
-        self, journal: Journal, notify: Notify | None, *, handle: str | None = None, news: str = ""
-    ) -> Session:
-        backend, why = await self.backends.choose(journal.wish, notify)
+    async def _create(self, journal: Journal, notify: Notify | None, handle: str | None = None) -> Session:
         await self._make_room()
-        try:
-            sandbox = await AsyncSandbox.create(
-                template=backend.template,
-                timeout=self._settings.lease,
-                envs=journal.envs,
-                metadata={"ringfence.client": "mcp", **_memory(journal.wish, backend)},
-                **network_options(self._settings.mcp_network, backend.name),
-                **backend.sdk_options(),
-            )
-        except (SandboxException, AuthenticationException, RateLimitException, httpx.HTTPError) as error:
-            chosen = f" ({why})" if why else ""
-            raise ToolError(
-                f"No sandbox could be created on {backend.describe()}{chosen}: {error}"
-            ) from error
-        session = self._admit(sandbox, backend, journal, handle, news)
-        session.placed = why
-        if self._facts is None:
-            self._facts = asyncio.create_task(self._learn(sandbox, backend))
-        await session.watch.look(session.sandbox)
-        return session
+        made = await self.sandboxes.create(journal, notify)
+        return self._admit(made, journal, handle)
 
-    def _admit(
-        self,
-        sandbox: AsyncSandbox,
-        backend: Backend,
-        journal: Journal,
-        handle: str | None,
-        news: str = "",
-    ) -> Session:
+    def _admit(self, made: MadeSandbox, journal: Journal, handle: str | None = None) -> Session:
         session = Session(
             handle=handle or f"s_{secrets.token_hex(16)}",
-            sandbox=sandbox,
-            backend=backend,
-            news=news,
+            sandbox=made.sandbox,
+            backend=made.backend,
+            placed=made.placed,
+            watch=made.watch,
             journal=journal,
             expires=time.monotonic() + self._settings.lease,
         )
         self._sessions[session.handle] = session
         self._losses.pop(session.handle, None)
         if journal.file is None and (file := self._store.open(session.handle)) is not None:
-            try:
-                file.start(journal.about(), journal.entries)
-                journal.file = file
-            except OSError as error:
-                _log.warning("the session's journal cannot be written: %s", error)
+            journal.keep_in(file)
         return session
 
     async def _make_room(self) -> None:
         """Forget sessions whose leases ran out, when there are many; a `ToolError` when there still are."""
-        if len(self._sessions) < MAX_SESSIONS:
+        if self._count() < MAX_SESSIONS:
             return
         for session in list(self._sessions.values()):
             if time.monotonic() >= session.expires:
                 await self._find_lost(session, None)
-        if len(self._sessions) >= MAX_SESSIONS:
+        if self._count() >= MAX_SESSIONS:
             raise ToolError(
                 f"There are {MAX_SESSIONS} sessions already; close one first (list_sessions shows them)."
             )
 
-    async def _learn(self, sandbox: AsyncSandbox, backend: Backend) -> Facts:
-        facts = await find_facts(sandbox, backend.isolation)
-        policy = self.backends.policy()
-        if self._on_facts is not None and (policy is None or len(policy.backends()) == 1):
-            self._on_facts(facts)
-        return facts
-
-    def python(self) -> str | None:
-        """The version of the sandboxes' Python, where it is known."""
-        if self._facts is None or not self._facts.done() or self._facts.cancelled():
-            return None
-        return self._facts.result().python if self._facts.exception() is None else None
+    def _count(self) -> int:
+        return len(self._sessions) + self.sandboxes.under_way()
 
     async def _rebuild(self, loss: Loss, notify: Notify | None) -> Session:
         task = self._rebuilding.get(loss.handle)
@@ -257,12 +216,14 @@ class Sessions:
         return await asyncio.shield(task)
 
     async def _replay(self, loss: Loss, notify: Notify | None) -> Session:
-        session = await self._create(loss.journal, notify, handle=loss.handle)
+        session = await self._create(loss.journal, notify, loss.handle)
         try:
-            done = await replay(session.sandbox, loss.journal, self.backends.tell)
-        except (SandboxException, httpx.HTTPError) as error:
-            self.lost(session, f"rebuilding it failed ({error or type(error).__name__})")
-            raise ToolError(f"The session could not be rebuilt: {error or type(error).__name__}") from error
+            done = await replay(session, self.extend, self.sandboxes.backends.tell)
+        except (SandboxException, AuthenticationException, httpx.HTTPError) as error:
+            why = str(error) or type(error).__name__
+            self.lost(session, f"rebuilding it failed ({why})")
+            await self.sandboxes.kill(session.sandbox)
+            raise ToolError(f"The session could not be rebuilt: {why}") from error
         session.last_count = done.last_count
         await session.watch.look(session.sandbox)
         session.news = (
@@ -271,44 +232,38 @@ class Sessions:
         return session
 
     async def fork(self, session: Session) -> tuple[Session, str]:
-        """A copy of `session`, by the backend's fork, and what the copy says of its variables. A `ToolError`
-        where the backend has no fork.
+        """A copy of `session`, and what the copy says of its variables. A `ToolError` where the backend has
+        no fork.
         """
         await self._make_room()
-        try:
-            (made,) = await session.sandbox.fork(timeout=self._settings.lease, count=1)
-        except SandboxException as error:
-            if "501" in str(error) or "not implemented" in str(error):
-                raise ToolError(
-                    "This backend cannot fork sandboxes. Make a session with create_session and run the "
-                    "cells that it needs there."
-                ) from error
-            raise
-        if isinstance(made, Exception):
-            raise ToolError(f"The fork could not be started: {made}") from made
-        fork = self._admit(made, session.backend, session.journal.copy(), None)
+        made = await self.sandboxes.fork(session)
+        fork = self._admit(made, session.journal.copy())
         # Whether Python came along is told by its count of cells; what of it did not, by what the first says.
-        probe = await made.run_code("pass", request_timeout=self._settings.request_timeout)
+        probe = await made.sandbox.run_code("pass", request_timeout=self._settings.request_timeout)
         fork.last_count = probe.execution_count or 0
         fork.restarted = session.restarted or fork.last_count <= session.last_count
-        await fork.watch.look(made)
+        await fork.watch.look(made.sandbox)
         return fork, "".join(probe.logs.stderr).strip()
 
     async def _renew(self, session: Session) -> None:
         session.used = time.time()
         session.seen = time.monotonic()
-        if session.seen - session.renewed < self._settings.lease / 4:
-            return
-        await self.extend(session, self._settings.lease)
+        if session.seen - session.renewed >= self._settings.lease / 4:
+            await self._set_lease(session, self._settings.lease)
 
     async def extend(self, session: Session, seconds: float) -> None:
-        """See to it that the sandbox lives for `seconds` from now, and longer if the lease says so."""
-        seconds = max(seconds, self._settings.lease)
+        """See to it that the sandbox lives for another `seconds`, for something that takes so long."""
+        if session.expires < time.monotonic() + seconds:
+            await self._set_lease(session, max(seconds, self._settings.lease))
+
+    async def _set_lease(self, session: Session, seconds: float) -> None:
+        """Never shorter than it is: something may run that needs it."""
+        seconds = min(max(seconds, session.expires - time.monotonic()), _LONGEST_LEASE)
         try:
             await session.sandbox.set_timeout(int(seconds))
             session.renewed = time.monotonic()
             session.expires = session.renewed + seconds
-        except SandboxException:
+        except (SandboxException, AuthenticationException, httpx.HTTPError):
             # It has ended, or will say so itself when it is used next.
             _log.info("the lease of sandbox %s could not be renewed", session.sandbox.sandbox_id)
 
@@ -353,7 +308,10 @@ class Sessions:
                 raise ToolError("Give session_id: which session is to be closed?")
             if self._default is None:
                 return False
-            handle = (await asyncio.shield(self._default)).handle
+            await asyncio.wait({self._default})
+            if not self._is_live(self._default):
+                return False
+            handle = self._default.result().handle
         session = self._sessions.pop(handle, None)
         loss = self._loss(handle) if session is None else None
         journal = session.journal if session is not None else loss.journal if loss is not None else None
@@ -361,11 +319,17 @@ class Sessions:
             return False
         self._forget(handle, journal)
         if session is not None:
-            if usage is not None:
-                cpu_s = await cpu_seconds(session.sandbox)
-                usage |= {"backend": session.backend.name, **session.usage.totals(), "cpu_s": cpu_s}
-            await self._kill(session)
+            # Not given up with the call: nobody else knows of the sandbox any more.
+            await asyncio.shield(self.sandboxes.in_background(self._end(session, usage)))
         return True
+
+    async def _end(self, session: Session, usage: dict[str, Any] | None = None) -> None:
+        if usage is not None:
+            cpu_s = await cpu_seconds(session.sandbox)
+            usage |= {"backend": session.backend.name, **session.usage.totals(), "cpu_s": cpu_s}
+        for job in session.running():
+            job.abandon("the session was closed")
+        await self.sandboxes.kill(session.sandbox)
 
     def _forget(self, handle: str, journal: Journal) -> None:
         self._losses.pop(handle, None)
@@ -378,14 +342,6 @@ class Sessions:
             self._default = None
         if self._default_loss is not None and self._default_loss.handle == handle:
             self._default_loss = None
-
-    async def _kill(self, session: Session) -> None:
-        for job in session.running():
-            job.abandon()
-        try:
-            await session.sandbox.kill()
-        except (SandboxException, httpx.HTTPError) as error:
-            _log.warning("sandbox %s could not be ended: %s", session.sandbox.sandbox_id, error)
 
     def job(self, execution_id: str) -> tuple[Session, Job] | None:
         """The job with this id, and its session; None when there is none (any more)."""
@@ -408,33 +364,18 @@ class Sessions:
 
     async def aclose(self) -> None:
         """End every sandbox and the embedded server. Takes a few seconds at most."""
-        tasks = (self._default, self._facts, *self._rebuilding.values())
+        tasks = (self._default, *self._rebuilding.values())
         pending = [task for task in tasks if task is not None and not task.done()]
         for task in pending:
             task.cancel()
         if pending:
             await asyncio.wait(pending)
         # An embedded server takes its sandboxes with it; another one has to be told.
-        elsewhere = [s for s in self._sessions.values() if s.backend.embedded is None]
-        kills = [asyncio.create_task(self._kill(session)) for session in elsewhere]
-        if kills:
-            await asyncio.wait(kills, timeout=_CLOSING_SECONDS)
+        for session in self._sessions.values():
+            if session.backend.embedded is None:
+                self.sandboxes.in_background(self._end(session))
         self._sessions.clear()
-        await self.backends.aclose()
-
-
-def _memory(wish: Wish, backend: Backend) -> dict[str, str]:
-    """The metadata by which a Ringfence server is asked for memory; E2B's cloud has it by template only."""
-    if wish.memory_mb is None:
-        return {}
-    if backend.name == "e2b":
-        if backend.template is None:
-            raise ToolError(
-                f"E2B's cloud gives memory by template: for {wish.memory_mb} MiB, name one in the policy's "
-                "rule or in RINGFENCE_TEMPLATE."
-            )
-        return {}
-    return {"ringfence.memory_mb": str(wish.memory_mb)}
+        await self.sandboxes.aclose(_CLOSING_SECONDS)
 
 
 def _news(loss: Loss | None) -> str:
