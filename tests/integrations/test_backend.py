@@ -17,7 +17,7 @@ from e2b_code_interpreter import AsyncSandbox
 from ringfence.core.config import Settings
 from ringfence.core.errors import BackendError
 from ringfence.integrations.backend import open_backend
-from ringfence.integrations.embedded import server_environment
+from ringfence.integrations.embedded import _Child, server_environment
 
 
 def make(**values: Any) -> Settings:
@@ -34,6 +34,7 @@ def test_the_servers_environment_is_an_allowed_list() -> None:
         "RINGFENCE_API_KEY": "other",
         "RINGFENCE_LEVEL": "standard",
         "RINGFENCE_URL": "http://elsewhere",
+        "RINGFENCE_MCP_TOKENS": "anna=secret",
     }
     assert server_environment(environ, "key") == {
         "PATH": "/bin",
@@ -41,6 +42,17 @@ def test_the_servers_environment_is_an_allowed_list() -> None:
         "RINGFENCE_LEVEL": "standard",
         "RINGFENCE_API_KEY": "key",
     }
+
+
+def test_ending_a_server_twice_closes_nothing_of_others() -> None:
+    child = _Child("no-such-template")
+    numbers = {child._lifeline, child.ready}
+    child.end()
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)]
+    assert numbers <= set(others)
+    child.end()
+    for descriptor in others:
+        os.close(descriptor)
 
 
 async def test_the_embedded_server_starts_once_works_and_leaves_nothing(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ _REFUSED = frozenset(
     RINGFENCE_PORT
     """.split()  # noqa: SIM905
 )
+_OURS = ("RINGFENCE_MCP_", "RINGFENCE_AGENT_")
+"""What is about this process alone, tokens among it."""
 DEFAULT_TEMPLATE = "code-interpreter-v1"
 """What the SDK asks for when no template is named; so only this one is warmed."""
 
@@ -59,7 +61,9 @@ def server_environment(environ: Mapping[str, str], api_key: str) -> dict[str, st
     allowed = {
         name: value
         for name, value in environ.items()
-        if name not in _REFUSED and (name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES))
+        if name not in _REFUSED
+        and not name.startswith(_OURS)
+        and (name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES))
     }
     return {**allowed, "RINGFENCE_API_KEY": api_key}
 
@@ -135,10 +139,16 @@ class _Child:
         self.directory = _make_directory()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.on_line: Callable[[str], None] | None = None
+        self._ended = False
         lifeline, self._lifeline = os.pipe()
         self.ready, ready = os.pipe()
         try:
             self.process = self._spawn(template, lifeline, ready)
+        except BaseException:
+            os.close(self._lifeline)
+            os.close(self.ready)
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
         finally:
             os.close(lifeline)
             os.close(ready)
@@ -192,10 +202,12 @@ class _Child:
         return "\n".join(self._tail) or "(it wrote nothing)"
 
     def end(self) -> None:
-        """Blocking: let go of the lifeline, then insist."""
+        """Blocking: let go of the lifeline, then insist. Once: the descriptors' numbers are others' then."""
+        if self._ended:
+            return
+        self._ended = True
         for descriptor in (self._lifeline, self.ready):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+            os.close(descriptor)
         for insist in (self.process.terminate, self.process.kill):
             try:
                 self.process.wait(_GRACE)
@@ -233,8 +245,8 @@ async def _wait_until_ready(child: _Child, progress: Progress | None) -> dict[st
         await _wait_with_progress(child, complete, progress)
     finally:
         loop.remove_reader(child.ready)
-    line = received.partition(b"\n")[0]
-    if line:
+    line, end, _ = received.partition(b"\n")
+    if end:
         ready: dict[str, Any] = json.loads(line)
         return ready
     await _stop(child)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -63,13 +64,42 @@ def test_without_a_root_everything_is_refused_and_the_remedy_named() -> None:
         HostFiles([]).to_read("data.csv")
 
 
-def test_the_default_root_is_never_too_wide(tmp_path: Path) -> None:
+def test_the_default_root_is_never_too_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home" / "me"
-    (home / "project").mkdir(parents=True)
-    assert default_roots(home / "project", home) == (home / "project",)
-    assert default_roots(home, home) == ()
-    assert default_roots(tmp_path / "home", home) == ()
-    assert default_roots(Path("/"), home) == ()
+    (home / "project" / "gone").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    expected = {home / "project": (home / "project",), home: (), tmp_path / "home": (), Path("/"): ()}
+    for directory, roots in expected.items():
+        monkeypatch.chdir(directory)
+        assert default_roots() == roots
+    monkeypatch.chdir(home / "project" / "gone")
+    (home / "project" / "gone").rmdir()
+    assert default_roots() == ()
+
+
+def test_a_root_below_a_hidden_directory_of_another_one_is_open(root: Path) -> None:
+    (root / ".git" / "data").mkdir()
+    (root / ".git" / "data" / "in.csv").write_text("1")
+    host = HostFiles([root, root / ".git" / "data"])
+    assert host.to_read(".git/data/in.csv").read_text() == "1"
+    with pytest.raises(ToolError, match="hidden"):
+        host.to_read(".git/config")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "~nobody-of-this-name/x"])
+def test_what_is_no_path_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(ToolError, match="no path"):
+        HostFiles([root]).to_read(name)
+
+
+def test_new_files_have_the_permissions_that_the_user_wants(root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with new_file(root / "private", overwrite=False) as file:
+            file.write(b"mine")
+    finally:
+        os.umask(before)
+    assert (root / "private").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_new_file_appears_whole_or_not_at_all(root: Path) -> None:

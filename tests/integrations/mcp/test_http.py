@@ -1,5 +1,6 @@
 """The server over HTTP before any code runs: who may call it, from where, with what, and how it ends."""
 
+import asyncio
 import base64
 import json
 import os
@@ -19,6 +20,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from mcp import MCPError
+
+from ringfence.integrations.mcp.servers.http.tokens import IssuedTokens
 
 TOKEN, OTHER = "a" * 24, "b" * 24
 HEADERS = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -229,3 +232,18 @@ def _real_url(server: Any) -> str:
             if target == f"socket:[{fields[9]}]":
                 return f"http://127.0.0.1:{int(fields[1].partition(':')[2], 16)}"
     raise AssertionError("it does not listen")
+
+
+async def test_who_comes_while_an_issuers_keys_are_fetched_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = IssuedTokens("https://issuer.example", "https://here.example/mcp")
+    key = jwt.PyJWK.from_dict({"kty": "oct", "k": "AAAA", "alg": "HS256"})
+
+    async def fetch() -> None:
+        await asyncio.sleep(0.01)
+        tokens._keys = {"a": key}
+        tokens._fetched = time.monotonic()
+
+    monkeypatch.setattr(tokens, "_fetch", fetch)
+    assert await asyncio.gather(tokens._key("a"), tokens._key("a")) == [key, key]

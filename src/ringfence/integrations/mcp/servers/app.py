@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcp.server.auth.middleware.auth_context import get_access_token
@@ -59,7 +58,7 @@ class App:
         if task is None:
             await self._make_room()
             task = self._executors.get(caller)
-        if task is None:
+        if task is None or _has_failed(task):
             task = asyncio.create_task(asyncio.to_thread(self._make, caller, token))
             self._executors[caller] = task
         return await asyncio.shield(task)
@@ -76,7 +75,7 @@ class App:
         if self.files_url is not None:
             roots = ()  # whoever calls over a network has no business in this machine's files
         elif roots is None:
-            roots = default_roots(Path.cwd(), Path.home())
+            roots = default_roots()
         return Executor(
             settings,
             HostFiles(roots),
@@ -94,7 +93,7 @@ class App:
         if len(self._executors) < _MAX_CALLERS:
             return
         for caller, task in list(self._executors.items()):
-            if task.done() and not task.cancelled() and task.exception() is None and task.result().is_idle():
+            if task.done() and not _has_failed(task) and task.result().is_idle():
                 del self._executors[caller]
                 await task.result().aclose()
         if len(self._executors) >= _MAX_CALLERS:
@@ -107,3 +106,7 @@ class App:
             made = await asyncio.gather(*tasks, return_exceptions=True)
             closing = [one.aclose() for one in made if not isinstance(one, BaseException)]
             await asyncio.gather(*closing, return_exceptions=True)
+
+
+def _has_failed(task: "asyncio.Task[Executor]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -21,6 +21,9 @@ from ringfence.integrations.mcp.servers.executor.output import size_text
 from ringfence.integrations.mcp.servers.executor.reports import as_result
 from ringfence.integrations.mcp.servers.executor.session import Session
 
+MAX_DOWNLOAD = 16 * 1024**3
+"""Bytes of one file. A sandbox that sends without end does not fill this computer's disk."""
+
 
 class FileTools(Tools):
     """The tools for files."""
@@ -166,11 +169,13 @@ class FileTools(Tools):
         return as_result(text, record, structured=self._settings.mcp_structured, extra=content)
 
     async def _save(self, session: Session, path: str, target: Path, overwrite: bool) -> int:
-        chunks = await session.sandbox.files.read(path, format="stream")
         size = 0
         with self._target(target, overwrite) as file:
-            async for chunk in chunks:
-                size += file.write(chunk)
+            async with await session.sandbox.files.read(path, format="stream") as chunks:
+                async for chunk in chunks:
+                    size += file.write(chunk)
+                    if size > MAX_DOWNLOAD:
+                        raise ToolError(f"{path} is larger than {size_text(MAX_DOWNLOAD)}.")
         return size
 
     @contextlib.contextmanager

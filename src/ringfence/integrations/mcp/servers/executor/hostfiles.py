@@ -4,8 +4,7 @@ The model names these paths, and what the model reads may come from anywhere. So
 """
 
 import contextlib
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +14,14 @@ from mcp.server.mcpserver.exceptions import ToolError
 MAX_UPLOAD = 2 * 1024**3
 
 
-def default_roots(cwd: Path, home: Path) -> tuple[Path, ...]:
+def default_roots() -> tuple[Path, ...]:
     """The working directory, unless it is so wide that it would give everything away (``/``, the home,
-    above it).
+    above it), or one of them is not known.
     """
-    cwd, home = cwd.resolve(), home.resolve()
+    try:
+        cwd, home = Path.cwd().resolve(), Path.home().resolve()
+    except (OSError, RuntimeError):
+        return ()
     if cwd == cwd.parent or cwd == home or cwd in home.parents:
         return ()
     return (cwd,)
@@ -58,19 +60,23 @@ class HostFiles:
                 "server to the "
                 "directories (separated by ':') that may be read and written."
             )
-        path = (self.roots[0] / Path(given).expanduser()).resolve()
-        for root in self.roots:
-            if path.is_relative_to(root):
-                hidden = [part for part in path.relative_to(root).parts if part.startswith(".")]
-                if hidden:
-                    raise ToolError(
-                        f"{given}: hidden files and directories ({hidden[0]}) are not open to tools."
-                    )
-                return path
+        path = self._resolved(given)
+        inside = [path.relative_to(root).parts for root in self.roots if path.is_relative_to(root)]
+        hidden = [[part for part in parts if part.startswith(".")] for parts in inside]
+        if not all(hidden):
+            return path
+        if inside:
+            raise ToolError(f"{given}: hidden files and directories ({hidden[0][0]}) are not open to tools.")
         allowed = ", ".join(str(root) for root in self.roots)
         raise ToolError(
             f"{given} is outside the directories open to tools ({allowed}); see RINGFENCE_MCP_ROOTS."
         )
+
+    def _resolved(self, given: str) -> Path:
+        try:
+            return (self.roots[0] / Path(given).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ToolError(f"{given[:200]!r} is no path of a file on this computer: {error}") from error
 
 
 @contextlib.contextmanager
@@ -80,12 +86,10 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     It never writes through a symbolic link. `FileExistsError` when `path` appeared meanwhile and is not to
     be replaced.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-    part = Path(name)
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with part.open("xb") as file:
             yield file
-        part.chmod(0o644)
         if overwrite:
             part.replace(path)
         else:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 from e2b import AuthenticationException, FileNotFoundException, InvalidArgumentException, SandboxException
-from e2b.sandbox.filesystem.filesystem import FileType
+from e2b.sandbox.filesystem.filesystem import AsyncFileStreamReader, FileType
 from mcp.server.mcpserver.exceptions import ToolError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -52,7 +52,7 @@ class FileRoutes:
             info = await session.sandbox.files.get_info(path)
             if info.type != FileType.FILE:
                 raise HTTPException(400, f"{path} is not a file")
-            chunks: AsyncIterator[bytes] = await session.sandbox.files.read(path, format="stream")
+            chunks = await session.sandbox.files.read(path, format="stream")
         except (SandboxException, AuthenticationException, httpx.HTTPError) as error:
             raise _refusal(error) from error
         name = quote(info.name)
@@ -64,7 +64,7 @@ class FileRoutes:
             "Cache-Control": "no-store",
         }
         media_type = mimetypes.guess_type(info.name)[0] or "application/octet-stream"
-        return StreamingResponse(chunks, media_type=media_type, headers=headers)
+        return StreamingResponse(_streamed(session, chunks), media_type=media_type, headers=headers)
 
     async def _upload(self, request: Request) -> Response:
         declared = request.headers.get("content-length")
@@ -81,6 +81,7 @@ class FileRoutes:
                 raise HTTPException(413, f"files may have {self._max_upload} bytes") from None
             raise _refusal(error) from error
         session.journal.add_file(written.path, None, count.size)
+        session.usage.uploaded += count.size
         await session.watch.look(session.sandbox)
         return JSONResponse({"path": written.path, "bytes": count.size}, status_code=201)
 
@@ -98,6 +99,14 @@ class _Count:
             self.size += len(chunk)
             if self.size > self._limit:
                 raise HTTPException(413)  # the SDK may tell it as an error of its own
+            yield chunk
+
+
+async def _streamed(session: Session, chunks: AsyncFileStreamReader) -> AsyncIterator[bytes]:
+    """The file, and the end of its connection to the sandbox also when the client goes in the middle."""
+    async with chunks:
+        async for chunk in chunks:
+            session.usage.downloaded += len(chunk)
             yield chunk
 
 

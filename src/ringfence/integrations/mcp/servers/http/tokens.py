@@ -4,6 +4,7 @@ Each answers with an `AccessToken` whose ``client_id`` (with issuer and subject)
 belong to, or with None.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -92,6 +93,7 @@ class IssuedTokens:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched = float("-inf")
         self._tried = float("-inf")
+        self._fetching = asyncio.Lock()
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """The caller a valid token stands for: signature, issuer, audience and times are checked."""
@@ -130,11 +132,12 @@ class IssuedTokens:
         )
 
     async def _key(self, kid: str | None) -> jwt.PyJWK | None:
-        now = time.monotonic()
-        stale = now - self._fetched > _KEYS_SECONDS or kid not in self._keys
-        if stale and now - self._tried > _KEYS_RETRY_SECONDS:
-            self._tried = now
-            await self._fetch()
+        async with self._fetching:  # who comes while they are fetched waits for them
+            now = time.monotonic()
+            stale = now - self._fetched > _KEYS_SECONDS or kid not in self._keys
+            if stale and now - self._tried > _KEYS_RETRY_SECONDS:
+                self._tried = now
+                await self._fetch()
         return self._keys.get(kid)
 
     async def _fetch(self) -> None:
