@@ -169,7 +169,6 @@ def test_a_hostile_layer_stays_inside(image_server: RunningServer, registry: Any
         (f"escape/{Path(marker).name}-2", b"out", 0o644),
         ("up", "../../../../../../..", 0o777),
         (f"up{marker}-3", b"out", 0o644),
-        ("etc/.wh...", b"", 0o644),
     )
     image = images.Image([images.shell_layer(), layer])
     name = new_name()
@@ -177,3 +176,10 @@ def test_a_hostile_layer_stays_inside(image_server: RunningServer, registry: Any
     assert not list(Path("/tmp").glob(f"{Path(marker).name}*"))
     with Sandbox.create(name, **image_server.options) as sandbox:
         assert sandbox.commands.run("ls /tmp").stdout.count("ringfence-") == 3
+
+
+def test_a_layer_that_hides_what_is_no_file_is_refused(image_server: RunningServer, registry: Any) -> None:
+    image = images.Image([images.shell_layer(), images.layer(("etc/.wh...", b"", 0o644))])
+    reference = registry.push(image, "team/hiding")
+    with pytest.raises(BuildException, match="which is no file's name"):
+        build(image_server, Template().from_image(reference), new_name())

@@ -345,14 +345,16 @@ class Engine:
         answer = await self._link.call("snapshot", id=sandbox_id, name=name, memory=memory)
         return int(answer["bytes"])
 
-    async def unpack(self, name: str, archive: int | None, files: dict[str, str] | None = None) -> None:
+    async def unpack(self, name: str, archive: int | None, files: dict[str, str] | None = None) -> int:
         """Apply the tar archive behind a descriptor, a layer of an image, to the snapshot `name`.
 
         The first layer makes it. Without an archive the image is finished: it gets what a sandbox needs, and
-        `files` (path to text) that it lacks. Its tree is `snapshot_tree`. Raises TemplateError.
+        `files` (path to text) that it lacks. Its tree is `snapshot_tree`. How many bytes the files of the
+        layer have. Raises TemplateError.
         """
         descriptors = () if archive is None else (archive,)
-        await self._link.call("unpack", *descriptors, name=name, files=files or {})
+        answer = await self._link.call("unpack", *descriptors, name=name, files=files or {})
+        return int(answer["bytes"])
 
     def snapshot_tree(self, name: str) -> Path:
         """Where the root directory of the snapshot `name` lies on the host."""

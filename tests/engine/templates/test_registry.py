@@ -1,13 +1,20 @@
 """Names of images, descriptions of images, and which machines are asked for them."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from ringfence.core.errors import TemplateError
 from ringfence.engine.templates.registry import manifest
+from ringfence.engine.templates.registry.client import RegistryClient
 from ringfence.engine.templates.registry.guard import Guard
+from ringfence.engine.templates.registry.images import ImageStore
+from ringfence.engine.templates.registry.manifest import Blob, Manifest
 from ringfence.engine.templates.registry.reference import parse
 
 DIGEST = "sha256:" + "a" * 64
@@ -121,3 +128,47 @@ def test_only_objects_are_descriptions() -> None:
     for data in (b"[]", b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(TemplateError):
             manifest.parse_json(data)
+
+
+async def test_an_image_may_not_become_large_by_many_small_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = Blob(f"sha256:{hashlib.sha256(b'').hexdigest()}", 0)
+    noted: list[str] = []
+
+    class Unpacking:
+        """As an engine whose every layer has 20 GiB when it is unpacked."""
+
+        async def unpack(self, *_: object) -> int:
+            return 20 << 30
+
+    class Index:
+        begin = staticmethod(noted.append)
+
+    class Layers:
+        async def fetch(self, _: Blob, target: Path) -> None:
+            target.touch()
+
+    store = ImageStore(Unpacking(), Index(), tmp_path, None)  # type: ignore[arg-type]
+    with pytest.raises(TemplateError, match="more than 32 GiB of files"):
+        await store._unpack(
+            Layers(),  # type: ignore[arg-type]
+            Manifest(blob, (blob, blob, blob)),
+            blob.digest,
+            tmp_path,
+            lambda _: None,
+        )
+    assert len(noted) == 1
+
+
+async def test_a_redirect_to_nonsense_is_told() -> None:
+    async def nonsense(_: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "//["})
+
+    application = web.Application()
+    application.router.add_get("/v2/{rest:.*}", nonsense)
+    async with TestServer(application) as server:
+        host = f"127.0.0.1:{server.port}"
+        async with RegistryClient(parse(f"{host}/a/b"), None, Guard([host])) as client:
+            with pytest.raises(TemplateError, match="cannot be used"):
+                await client.manifest("latest")

@@ -93,7 +93,10 @@ class Unpacker:
         if name == _OPAQUE:
             self._clear(parent)
         elif name.startswith(_WHITEOUT):
-            _remove(posixpath.join(parent, name.removeprefix(_WHITEOUT)))
+            hidden = name.removeprefix(_WHITEOUT)
+            if hidden in ("", ".", ".."):
+                raise ValueError(f"a layer hides {name!r}, which is no file's name")
+            _remove(posixpath.join(parent, hidden))
         else:
             os.makedirs(parent, 0o755, exist_ok=True)
             self._made.add(path)

@@ -16,6 +16,7 @@ from ringfence.server.errors import ApiError
 from ringfence.server.records import timestamp
 from ringfence.server.templates.catalog import Catalog, dump
 from ringfence.server.templates.store import BuildRow, TemplateRow, TemplateStore
+from ringfence.server.templates.uploads import Uploads
 
 if TYPE_CHECKING:
     from ringfence.engine.engine import Engine
@@ -27,8 +28,13 @@ MAX_SECONDS = 3600.0
 MAX_AT_ONCE = 2
 """Builds that run at the same time; the others wait."""
 _MAX_LINES = 20_000
+_MAX_LINE = 64 << 10
+_MAX_LOG = 4 << 20
+"""Characters of one build's log."""
 _KEPT_LOGS = 200
-_UNUSED_LAYERS_SECONDS = 7 * 86_400
+_KEPT_CHARACTERS = 16 * _MAX_LOG
+_UNUSED_SECONDS = 7 * 86_400
+"""After which layers that no template has, and uploaded files that no build has asked for, are removed."""
 LEVELS = ("debug", "info", "warn", "error")
 
 
@@ -37,12 +43,20 @@ class BuildLog:
     """What a build has said. `lines` are in the form of E2B's ``BuildLogEntry``."""
 
     lines: list[dict[str, str]] = field(default_factory=list)
+    size: int = 0
+    _is_full: bool = False
 
     def add(self, level: str, step: str, message: str) -> None:
-        """Add a line; one over the limit is dropped."""
-        if len(self.lines) < _MAX_LINES:
-            entry = {"timestamp": timestamp(time.time()), "level": level, "message": message, "step": step}
-            self.lines.append(entry)
+        """Add a line. When the log is full, that is said once, and only errors are still taken."""
+        if level != "error" and self._is_full:
+            return
+        if level != "error" and (len(self.lines) >= _MAX_LINES or self.size + len(message) > _MAX_LOG):
+            self._is_full = True
+            level, message = "warn", "[the log of this build is full; what comes next is left out]"
+        message = message[:_MAX_LINE]
+        self.size += len(message)
+        entry = {"timestamp": timestamp(time.time()), "level": level, "message": message, "step": step}
+        self.lines.append(entry)
 
     def page(self, offset: int, limit: int, level: str | None) -> list[dict[str, str]]:
         """At most `limit` lines of at least `level`, those after the first `offset` of them."""
@@ -63,6 +77,7 @@ class Builds:
         store: TemplateStore,
         catalog: Catalog,
         builder: TemplateBuilder,
+        uploads: Uploads,
         live: Callable[[], Iterable[Template]],
         pinned: Callable[[], set[str]],
     ) -> None:
@@ -70,6 +85,7 @@ class Builds:
         self._store = store
         self._catalog = catalog
         self._builder = builder
+        self._uploads = uploads
         self._live = live
         self._pinned = pinned
         self._leaving: set[str] = set()
@@ -92,14 +108,19 @@ class Builds:
         """Start a registered build. Raises ApiError (400) when it has been started before."""
         if build.status != "waiting" or build.build_id in self._running:
             raise ApiError(400, f"build {build.build_id} has been started before")
-        for old in list(self._logs)[: max(0, len(self._logs) - _KEPT_LOGS)]:
-            if old not in self._running:
-                del self._logs[old]
+        self._forget_old_logs()
         self._logs[build.build_id] = BuildLog()
         identity = Template(row.template_id, row.name, (), "", limits=limits, build_id=build.build_id)
         task = asyncio.create_task(self._run(build, spec, identity))
         self._running[build.build_id] = task
         task.add_done_callback(lambda _: self._running.pop(build.build_id, None))
+
+    def _forget_old_logs(self) -> None:
+        size = sum(log.size for log in self._logs.values())
+        for build_id in [name for name in self._logs if name not in self._running]:
+            if len(self._logs) <= _KEPT_LOGS and size <= _KEPT_CHARACTERS:
+                return
+            size -= self._logs.pop(build_id).size
 
     async def _run(self, build: BuildRow, spec: BuildSpec, identity: Template) -> None:
         log = self._logs[build.build_id]
@@ -107,6 +128,7 @@ class Builds:
             async with self._turn, asyncio.timeout(MAX_SECONDS):
                 self._store.set_building(build.build_id)
                 template = await self._builder.build(spec, identity, log.add)
+            self._succeeded(build, template)
         except BuildError as error:
             self._failed(build, str(error), error.step)
         except TimeoutError:
@@ -116,8 +138,6 @@ class Builds:
         except Exception:
             logger.exception("a build failed")
             self._failed(build, "internal error", "")
-        else:
-            self._succeeded(build, template)
         self.collect()
 
     def _failed(self, build: BuildRow, message: str, step: str) -> None:
@@ -148,6 +168,7 @@ class Builds:
         for build in self._store.builds(row.template_id):
             task = self._running.get(build.build_id)
             if task is not None:
+                task.add_done_callback(lambda _: self.collect())
                 task.cancel()
             self._retire(build)
         self._store.remove_template(row.template_id)
@@ -168,7 +189,8 @@ class Builds:
         if any(not task.done() for task in self._running.values()):
             return  # a build may be using any of them; its end comes here again
         self._let_go()
-        self._store.hide_old_layers(time.time() - _UNUSED_LAYERS_SECONDS)
+        self._store.hide_old_layers(time.time() - _UNUSED_SECONDS)
+        await asyncio.to_thread(self._uploads.remove_old, time.time() - _UNUSED_SECONDS)
         used = self._used_layers()
         for snapshot in self._store.hidden_layers():
             if snapshot in used:

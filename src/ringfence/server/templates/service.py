@@ -47,6 +47,7 @@ class TemplateService:
             self.store,
             self.catalog,
             TemplateBuilder(engine, self.store, images),
+            self.uploads,
             lambda: [record.sandbox.template for record in registry.records()],
             registry.snapshots.templates,
         )

@@ -282,10 +282,16 @@ class TemplateStore:
         ).fetchone()
         return None if row is None else str(row[0])
 
+    def begin(self, snapshot: str) -> None:
+        """Note a snapshot before it is made, as one that no build will use and that can be erased."""
+        self._database.execute("INSERT INTO template_layers VALUES (?, NULL, ?)", (snapshot, time.time()))
+
     def add(self, key: str, snapshot: str) -> None:
-        """Note the snapshot of a build step; an older one of the same step is no longer found."""
+        """Let builds find a begun snapshot by its step's key; an older one of the same step is not found any
+        more.
+        """
         self._database.execute("UPDATE template_layers SET key = NULL WHERE key = ?", (key,))
-        self._database.execute("INSERT INTO template_layers VALUES (?, ?, ?)", (snapshot, key, time.time()))
+        self._database.execute("UPDATE template_layers SET key = ? WHERE snapshot = ?", (key, snapshot))
 
     def hide_layers(self, snapshots: list[str]) -> None:
         """Let no later build use these."""

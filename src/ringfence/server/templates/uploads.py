@@ -1,6 +1,7 @@
 """The files that builds copy: archives named by their hash, uploaded to URLs that permit it."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -30,9 +31,20 @@ class Uploads:
         self._grants: dict[str, tuple[Path, float]] = {}
 
     def find(self, owner: str, files_hash: str) -> Path | None:
-        """The owner's archive with this hash, if it was uploaded."""
+        """The owner's archive with this hash, if it was uploaded; from now on it counts as used."""
         path = self._place(owner, files_hash)
-        return path if path.is_file() else None
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        return path
+
+    def remove_old(self, before: float) -> None:
+        """Remove archives that were not used since `before`, in seconds since the epoch."""
+        for path in self._directory.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     def grant(self, owner: str, files_hash: str) -> str:
         """Permission to upload one archive within an hour: the path of the URL to PUT it to."""

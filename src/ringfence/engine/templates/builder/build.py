@@ -43,8 +43,11 @@ class LayerIndex(Protocol):
     def find(self, key: str) -> str | None:
         """The snapshot of the step with this key."""
 
+    def begin(self, snapshot: str) -> None:
+        """Note that a snapshot will be made. Without `add` it is rubbish, which the index's owner erases."""
+
     def add(self, key: str, snapshot: str) -> None:
-        """Note, or replace, a step's snapshot."""
+        """Note, or replace, the snapshot of the step with this key."""
 
 
 class Images(Protocol):
@@ -146,6 +149,7 @@ class TemplateBuilder:
         self, spec: BuildSpec, state: _State, step: Step, tell: Callable[[str, str], None]
     ) -> str:
         name = f"step{uuid.uuid4().hex}"
+        self._index.begin(name)
         async with self._sandbox(spec, state, keep=name) as guest:
             await instructions.execute(guest, step, state.context, spec, state.shell, tell)
         return name

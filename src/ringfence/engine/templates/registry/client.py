@@ -59,6 +59,12 @@ class RegistryClient:
 
     async def blob(self, digest: str, most: int, target: Path) -> None:
         """Fetch a blob of at most `most` bytes into the new file `target`, and check its digest."""
+        try:
+            await self._fetch(digest, most, target)
+        except OSError as error:
+            raise TemplateError(f"the image cannot be stored on this machine: {error.strerror}") from error
+
+    async def _fetch(self, digest: str, most: int, target: Path) -> None:
         hasher, size = hashlib.sha256(), 0
         with await asyncio.to_thread(target.open, "xb") as file:
             async with self._get(URL(f"{self._reference.url}/blobs/{digest}"), {}) as answer:
@@ -86,7 +92,8 @@ class RegistryClient:
                 yield answer
             finally:
                 answer.release()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            # ValueError: what it answers makes no address, or no header.
             raise TemplateError(f"registry {self._reference.host} cannot be used: {error}") from error
 
     async def _follow(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:

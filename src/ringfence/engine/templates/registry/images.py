@@ -9,12 +9,13 @@ import contextlib
 import os
 import tempfile
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Collection
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from ringfence.core.errors import RingfenceError, TemplateError
+from ringfence.core.errors import TemplateError
 from ringfence.engine.built import IMAGE
 from ringfence.engine.engine import Engine
 from ringfence.engine.model import Layer, Template
@@ -34,6 +35,8 @@ from ringfence.engine.templates.registry.manifest import (
     parse_manifest,
 )
 
+MAX_UNPACKED = 32 << 30
+"""Bytes of all files of an image, however well they are compressed."""
 _MAX_CONFIG = 8 << 20
 _FILES = ("hosts", "host.conf", "nsswitch.conf", "resolv.conf")
 
@@ -89,7 +92,7 @@ class ImageStore:
         self._work_dir = work_dir
         self._image_dir = image_dir
         self._guard = Guard(registries)
-        self._lock = asyncio.Lock()
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def ensure(
         self, image: str, credentials: Credentials | None, tell: Tell
@@ -100,7 +103,7 @@ class ImageStore:
             with tempfile.TemporaryDirectory(dir=self._work_dir) as work:
                 manifest, digest = await source.manifest()
                 config = await self._config(source, manifest, Path(work) / "config")
-                async with self._lock:
+                async with self._locks.setdefault(digest, asyncio.Lock()):
                     name = self._known(digest) or await self._unpack(
                         source, manifest, digest, Path(work), tell
                     )
@@ -137,24 +140,23 @@ class ImageStore:
 
     async def _unpack(self, source: Source, manifest: Manifest, digest: str, work: Path, tell: Tell) -> str:
         name = f"image{uuid.uuid4().hex}"
-        try:
-            for number, layer in enumerate(manifest.layers, start=1):
-                tell(f"layer {number}/{len(manifest.layers)}, {layer.size} bytes")
-                path = work / str(number)
-                await source.fetch(layer, path)
-                await self._apply(name, path)
-            await self._engine.unpack(name, None, _sandbox_files())
-        except BaseException:
-            with contextlib.suppress(RingfenceError):
-                await self._engine.erase(name)
-            raise
+        self._index.begin(name)
+        size = 0
+        for number, layer in enumerate(manifest.layers, start=1):
+            tell(f"layer {number}/{len(manifest.layers)}, {layer.size} bytes")
+            path = work / str(number)
+            await source.fetch(layer, path)
+            size += await self._apply(name, path)
+            if size > MAX_UNPACKED:
+                raise TemplateError(f"the image has more than {MAX_UNPACKED >> 30} GiB of files")
+        await self._engine.unpack(name, None, _sandbox_files())
         self._index.add(f"image:{digest}", name)
         return name
 
-    async def _apply(self, name: str, path: Path) -> None:
+    async def _apply(self, name: str, path: Path) -> int:
         archive = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            await self._engine.unpack(name, archive)
+            return await self._engine.unpack(name, archive)
         finally:
             os.close(archive)
             await asyncio.to_thread(path.unlink)

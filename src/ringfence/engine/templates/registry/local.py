@@ -30,6 +30,8 @@ def find(directory: Path | None, name: str) -> Path:
             "images are not taken from this machine: the operator has not set RINGFENCE_IMAGE_DIR"
         )
     place = directory.resolve()
+    if "\0" in name:
+        raise TemplateError("the name of an image has no NUL")
     path = (place / name).resolve()
     if not path.is_relative_to(place) or not path.exists():
         raise TemplateError(f"there is no image {name[:200]!r} in the operator's directory")
@@ -63,7 +65,10 @@ class LayoutSource:
         raise TemplateError(f"the layout has no image {self._tag!r}")
 
     def _json(self, digest: str) -> bytes:
-        return _read_small(self._blob(digest))
+        data = _read_small(self._blob(digest))
+        if digest != f"sha256:{hashlib.sha256(data).hexdigest()}":
+            raise TemplateError(f"blob {digest} of the layout is damaged")
+        return data
 
     def _blob(self, digest: str) -> Path:
         algorithm, _, name = digest.partition(":")
