@@ -72,6 +72,16 @@ def test_token(new_server, config):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
+def test_bash_takes_variables_in_any_mood_and_refuses_names_it_cannot_have(server):
+    sandbox = server.sandbox()
+    sandbox.run_code("set -u; x=5", language="bash")
+    assert sandbox.run_code("echo $ONCE $x", language="bash", envs={"ONCE": "1"}).logs.stdout == ["1 5\n"]
+    refused = sandbox.run_code("echo no", language="bash", envs={"MY-NAME": "1"})
+    assert (refused.error.name, refused.logs.stdout) == ("EnvironmentError", [])
+    assert "MY-NAME" in refused.error.value
+    assert sandbox.run_code("echo $x", language="bash").logs.stdout == ["5\n"]
+
+
 def test_bash_keeps_its_state(server, home):
     sandbox = server.sandbox()
     execution = sandbox.run_code("cd /; x=5; f() { echo f$1; }; echo out; echo err >&2", language="bash")

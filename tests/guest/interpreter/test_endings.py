@@ -165,6 +165,21 @@ def test_an_interrupt_that_comes_at_once_is_not_lost(server):
     assert server.sandbox().run_code("kept").text == "1"
 
 
+def test_a_kernel_that_does_not_read_its_cell_is_ended_at_the_time_limit(server, monkeypatch):
+    monkeypatch.setattr(context_module, "INTERRUPT_GRACE", 0.2)
+    execute(server, "import asyncio, time; asyncio.get_event_loop().call_later(0.05, time.sleep, 60)")
+    time.sleep(0.3)
+    [error] = errors(execute(server, "#" * 4_000_000, timeout=0.3))
+    assert error["name"] == "TimeoutError"
+    assert errors(execute(server, "1")) == []
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 10**400])
+def test_a_time_limit_is_a_number(server, timeout):
+    answer = httpx.post(f"{server.url}/execute", content=json.dumps({"code": "1", "timeout": timeout}))
+    assert answer.status_code == 422
+
+
 def test_bash_that_exits_is_told(server):
     [error] = errors(execute(server, "exit 3", language="bash"))
     assert error["name"] == "KernelDied"

@@ -20,6 +20,7 @@ from ringfence.guest.interpreter.pool import KernelPool, UnknownContextError
 from ringfence.guest.interpreter.stream import KEEPALIVE_SECONDS, ExecutionResponse
 
 _MAX_BODY = MAX_LINE - 64 * 1024
+_MAX_TIMEOUT = 366 * 86_400
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -154,9 +155,9 @@ def _cell(body: dict[str, Any]) -> Cell:
         )
     timeout = body.get("timeout")
     if timeout is not None and (
-        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= _MAX_TIMEOUT
     ):
-        raise BadRequestError("timeout must be a number of seconds", 422)
+        raise BadRequestError(f"timeout must be a number of seconds, at most {_MAX_TIMEOUT}", 422)
     return Cell(code, env, float(timeout) if timeout else None)
 
 

@@ -211,8 +211,12 @@ class Context:
         run = Run(cell.code, cell.env, queue, OUTPUT_LIMIT, RESULTS_LIMIT, finished)
         limits = self.spec.limits
         mark = limits.mark() if limits else None
-        await kernel.begin(run)
-        timed_out = await self._watch(kernel, run, execution)
+        # Not waited for: a kernel that does not read is interrupted like one that does not end.
+        handing = asyncio.create_task(kernel.begin(run))
+        try:
+            timed_out = await self._watch(kernel, run, execution)
+        finally:
+            handing.cancel()
         ending = run.finished.result()
         if limits and mark:
             failed, told = run.error is not None or ending is not None, "memory limit" in (ending or "")

@@ -146,8 +146,8 @@ class KernelPool:
         context = self._add(self._languages.find(language or "python"), cwd or self._default_cwd())
         try:
             await context.start()
-        except KernelStartError:
-            del self._contexts[context.id]
+        except BaseException:
+            self._contexts.pop(context.id, None)
             raise
         return context
 

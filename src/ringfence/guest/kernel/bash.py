@@ -1,6 +1,7 @@
 """A bash kernel: one bash that keeps its directory, variables and functions."""
 
 import os
+import re
 import signal
 import subprocess
 from typing import Any
@@ -11,17 +12,19 @@ from .interrupts import Interrupts
 
 _COMMANDS_FD = 200
 _STATUS_FD = 201
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # Fields are NUL-terminated: the number of variables, each name and value, the code. Variables go back to what
 # they were before the cell. An interrupt leaves all loops of the cell and this one; the loop is then entered
 # anew.
 _LOOP = r"""
+__rf_eof= __rf_busy=
 __rf_loop='
 while IFS= read -r -d "" -u 200 __rf_count || { __rf_eof=1; false; }; do
   __rf_names=(); __rf_before=()
   for ((__rf_i = 0; __rf_i < __rf_count; __rf_i++)); do
     IFS= read -r -d "" -u 200 __rf_name; IFS= read -r -d "" -u 200 __rf_value
-    __rf_names+=("$__rf_name"); __rf_before+=("${!__rf_name+x}${!__rf_name}")
+    __rf_names+=("$__rf_name"); __rf_before+=("${!__rf_name+x}${!__rf_name-}")
     export "$__rf_name=$__rf_value"
   done
   IFS= read -r -d "" -u 200 __rf_code
@@ -74,20 +77,30 @@ class BashKernel:
         while (request := self._channel.wait()) is not None:
             self._channel.exchange({"event": "started", "count": self._count})
             self._count += 1
-            status = self._run(request)
-            if status is None:
-                code = self._bash.wait()
-                os._exit(code if code >= 0 else 128 - code)
-            if status:
-                self._channel.exchange(_failure(status))
+            self._execute(request)
             streams.flush()
             self._channel.send({"event": "done", "id": request.get("id")})
         self._bash.kill()
 
-    def _run(self, request: Message) -> int | None:
-        """Run one cell; its exit status, or None when bash is gone."""
+    def _execute(self, request: Message) -> None:
         env: dict[str, str] = request.get("env") or {}
-        fields = [str(len(env)), *(part for pair in env.items() for part in pair), str(request["code"])]
+        wrong = [name for name in env if not _NAME.fullmatch(name)]
+        if wrong:
+            text = f"bash has no variables with such names: {', '.join(map(repr, wrong))}"
+            self._channel.exchange(
+                {"event": "error", "name": "EnvironmentError", "value": text, "traceback": ""}
+            )
+            return
+        status = self._run(env, str(request["code"]))
+        if status is None:
+            code = self._bash.wait()
+            os._exit(code if code >= 0 else 128 - code)
+        if status:
+            self._channel.exchange(_failure(status))
+
+    def _run(self, env: dict[str, str], code: str) -> int | None:
+        """Run one cell; its exit status, or None when bash is gone."""
+        fields = [str(len(env)), *(part for pair in env.items() for part in pair), code]
         data = b"".join(
             field.replace("\0", "").encode("utf-8", "surrogateescape") + b"\0" for field in fields
         )
