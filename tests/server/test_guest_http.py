@@ -1,12 +1,14 @@
 """Connections to guests that misbehave: real sockets, with the bytes written by hand."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from ringfence.core.descriptors import refuse_descriptors
 from ringfence.engine.model import Layer, Limits, Sandbox, Template
 from ringfence.server.guest_http import GuestConnection, GuestLostError, ResponseHead
 from ringfence.server.guest_pool import GuestGoneError, GuestPool, PortClosedError
@@ -215,3 +217,17 @@ async def test_the_tunnel_says_yes(tmp_path: Path) -> None:
     async with await asyncio.start_unix_server(handle, tmp_path / "tunnel"):
         connection = await GuestPool().open(sandbox_at(tmp_path), 8000)
         assert (await exchange(connection))[1] == b"hello"
+
+
+async def test_a_guest_can_send_no_descriptors(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        if not refuse_descriptors(probe):
+            pytest.skip("this kernel cannot (Linux 6.16)")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "http"))
+        listener.listen()
+        connection = await GuestPool().open(sandbox_at(tmp_path), 49983)
+        accepted, _ = listener.accept()
+        with accepted, pytest.raises(PermissionError):
+            socket.send_fds(accepted, [b"HTTP/1.1 200 OK\r\n"], [0])
+        connection.close()

@@ -35,14 +35,14 @@ class Doors(Protocol):
     async def open(self, server: uvicorn.Server) -> None:
         """Let connections in; `server` has started."""
 
-    def renew_nursery(self, end: socket.socket) -> None:
-        """Have another nursery made that listens on `end`, which stays the caller's. Raises OSError."""
+    async def renew_nursery(self) -> socket.socket:
+        """Have another nursery made; the socket that it listens on the other end of. Raises OSError."""
 
 
 class ListeningDoors:
-    """The host's listening sockets. lifeline: is connected to the launcher, and closes when that ends."""
+    """The host's listening sockets."""
 
-    def __init__(self, http: socket.socket, tunnels: socket.socket, lifeline: socket.socket) -> None:
+    def __init__(self, http: socket.socket, tunnels: socket.socket, lifeline: Lifeline) -> None:
         self.listeners: tuple[socket.socket, ...] = (http,)
         self._tunnels = tunnels
         self._lifeline = lifeline
@@ -50,15 +50,15 @@ class ListeningDoors:
 
     def watch(self, kernels: KernelPool) -> None:
         """Answer the launcher until its end."""
-        Lifeline(self._lifeline, kernels).start()
+        self._lifeline.start(kernels)
 
     async def open(self, server: uvicorn.Server) -> None:
         """Serve tunnels; the HTTP server accepts on its own."""
         self._server = await tunnel.serve(self._tunnels)
 
-    def renew_nursery(self, end: socket.socket) -> None:
+    async def renew_nursery(self) -> socket.socket:
         """The launcher has it forked."""
-        socket.send_fds(self._lifeline, [b'{"nursery": true}'], [end.fileno()])
+        return await self._lifeline.ask_for_nursery()
 
 
 class PassedDoors:
@@ -91,9 +91,16 @@ class PassedDoors:
         self._opened()
         self._control.send(b'{"ready": true}')
 
-    def renew_nursery(self, end: socket.socket) -> None:
+    async def renew_nursery(self) -> socket.socket:
         """The guest starts it itself."""
-        self._renew(end)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._renew(theirs)
+            except OSError:
+                ours.close()
+                raise
+        return ours
 
     def _readable(self) -> None:
         while True:

@@ -4,34 +4,56 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
+from collections import deque
 from typing import Any
 
 from ringfence.guest.interpreter.pool import KernelPool
 from ringfence.guest.interpreter.saving import SaveError
 
 _MAX_PACKET = 64 * 1024
+_NURSERY_SECONDS = 20
 
 
 class Lifeline:
-    """Answers the launcher.
+    """Answers the launcher, and asks it.
+
+    What comes over `channel`:
 
     - ``save`` (room, memory, seconds; beside it a pipe): write the state of all kernels into the pipe, then
-      close it, and let the kernels stand still. When that cannot be done, ``unsaved`` is sent first.
-    - ``go_on``: let them go on.
+      close it, and let the kernels stand still. When that cannot be done, ``unsaved`` is said first.
+    - ``go_on``: let them go on;
+    - ``nursery``: the answer to the word of this name, with the nursery's socket beside it if there is one.
+
+    What goes into the pipe `words`, each in one write of at most PIPE_BUF bytes: ``nursery``, and ``unsaved``
+    with the reason.
     """
 
-    def __init__(self, channel: socket.socket, kernels: KernelPool) -> None:
+    def __init__(self, channel: socket.socket, words: int) -> None:
         channel.setblocking(False)
+        os.set_blocking(words, False)
         self._channel = channel
-        self._kernels = kernels
+        self._words = words
         self._work: asyncio.Task[None] | None = None
+        self._nurseries: deque[asyncio.Future[socket.socket]] = deque()
 
-    def start(self) -> None:
+    def start(self, kernels: KernelPool) -> None:
         """Listen, on the running loop."""
-        asyncio.get_running_loop().add_reader(self._channel, self._readable)
+        asyncio.get_running_loop().add_reader(self._channel, self._readable, kernels)
 
-    def _readable(self) -> None:
+    async def ask_for_nursery(self) -> socket.socket:
+        """Have another nursery made; the guest's end of its socket. Raises OSError when there is none."""
+        answer: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._nurseries.append(answer)
+        try:
+            os.write(self._words, b"nursery")
+            async with asyncio.timeout(_NURSERY_SECONDS):
+                return await answer
+        finally:
+            answer.cancel()
+
+    def _readable(self, kernels: KernelPool) -> None:
         try:
             data, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_PACKET, 4)
         except BlockingIOError:
@@ -45,28 +67,45 @@ class Lifeline:
         message = json.loads(data)
         before, loop = self._work, asyncio.get_running_loop()
         if "save" in message and descriptors:
-            self._work = loop.create_task(self._save(before, message["save"], descriptors[0]))
+            work = self._save(kernels, before, message["save"], descriptors[0])
+            self._work = loop.create_task(work)
         elif "go_on" in message:
-            self._work = loop.create_task(self._go_on(before))
+            self._work = loop.create_task(self._go_on(kernels, before))
+        elif "nursery" in message:
+            self._take_nursery(descriptors)
 
-    async def _save(self, before: "asyncio.Task[None] | None", request: dict[str, Any], pipe: int) -> None:
+    def _take_nursery(self, descriptors: list[int]) -> None:
+        answer = self._nurseries.popleft() if self._nurseries else None
+        end = socket.socket(fileno=descriptors[0]) if descriptors else None
+        if answer is None or answer.done():  # nobody waits for it any more
+            if end is not None:
+                end.close()
+        elif end is None:
+            answer.set_exception(OSError("the launcher makes no nursery for this sandbox now"))
+        else:
+            answer.set_result(end)
+
+    async def _save(
+        self, kernels: KernelPool, before: "asyncio.Task[None] | None", request: dict[str, Any], pipe: int
+    ) -> None:
         if before is not None:
             await asyncio.wait([before])
         try:
-            await self._kernels.save(pipe, request["room"], request["memory"], request["seconds"])
+            await kernels.save(pipe, request["room"], request["memory"], request["seconds"])
         except SaveError as error:
-            self._send({"unsaved": str(error)})
+            self._say_unsaved(str(error))
         except Exception as error:  # a mistake of ours must not be taken for a state
-            self._send({"unsaved": f"{type(error).__name__}: {error}"})
+            self._say_unsaved(f"{type(error).__name__}: {error}")
             raise
         finally:
             os.close(pipe)
 
-    async def _go_on(self, before: "asyncio.Task[None] | None") -> None:
+    @staticmethod
+    async def _go_on(kernels: KernelPool, before: "asyncio.Task[None] | None") -> None:
         if before is not None:
             await asyncio.wait([before])
-        await self._kernels.go_on()
+        await kernels.go_on()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _say_unsaved(self, reason: str) -> None:
         with contextlib.suppress(OSError):
-            self._channel.send(json.dumps(message).encode())
+            os.write(self._words, f"unsaved {reason}".encode()[: select.PIPE_BUF])

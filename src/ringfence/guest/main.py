@@ -22,6 +22,7 @@ from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.interpreter import app as interpreter
 from ringfence.guest.interpreter.nursery import NurseryClient
 from ringfence.guest.interpreter.pool import KernelPool
+from ringfence.guest.lifeline import Lifeline
 from ringfence.guest.limits import LimitWatch
 from ringfence.guest.marks import write_marks
 from ringfence.guest.memory import MemoryMeter
@@ -42,16 +43,18 @@ def run(
     intake: socket.socket | None,
     counters: Sequence[int],
     lifeline: socket.socket,
+    words: int,
     image: int | None = None,
 ) -> None:
     """Serve until killed.
 
     egress: the way out of the network. intake: gets the connections that the kernel leads to us, if it can.
-    lifeline: is connected to the launcher: when it closes, the sandbox must end. image: a file with the state
+    lifeline: is connected to the launcher: when it closes, the sandbox must end. words: the pipe in which the
+    launcher is answered. image: a file with the state
     of another sandbox's kernels, to go on from.
     """
     meter = MemoryMeter(counters, config.memory_bytes)
-    doors = ListeningDoors(http, tunnels, lifeline)
+    doors = ListeningDoors(http, tunnels, Lifeline(lifeline, words))
     run_behind(config, doors, nursery, lambda: Gate(egress), intake, meter, image)
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from pathlib import Path
 from weakref import WeakSet
 
+from ringfence.core.descriptors import refuse_descriptors
 from ringfence.engine.model import Sandbox
 from ringfence.server.guest_http import GuestConnection
 from ringfence.server.headers import GUEST_PORTS
@@ -75,6 +76,7 @@ class GuestPool:
         tunnelled = port not in GUEST_PORTS
         path = sandbox.tunnel_socket if tunnelled else sandbox.http_socket
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        refuse_descriptors(sock)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await _connect(sock, path)

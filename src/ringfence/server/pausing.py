@@ -7,8 +7,10 @@ is resumed or killed.
 
 import asyncio
 import logging
+import socket
 from typing import TYPE_CHECKING
 
+from ringfence.core.descriptors import refuse_descriptors
 from ringfence.core.errors import RingfenceError
 from ringfence.engine.model import Sandbox
 from ringfence.server.errors import ApiError, from_engine, quota_reached
@@ -129,7 +131,15 @@ class Pausing:
 async def _answers(sandbox: Sandbox) -> bool:
     try:
         async with asyncio.timeout(_HEALTH_SECONDS):
-            reader, writer = await asyncio.open_unix_connection(str(sandbox.http_socket))
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            refuse_descriptors(sock)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, str(sandbox.http_socket))
+                reader, writer = await asyncio.open_unix_connection(sock=sock)
+            except BaseException:
+                sock.close()
+                raise
             try:
                 writer.write(_HEALTH_REQUEST)
                 return (await reader.read(16)).startswith(b"HTTP/1.1 204")

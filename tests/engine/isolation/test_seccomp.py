@@ -338,6 +338,20 @@ def test_unknown_numbers_are_absent_and_sync_is_a_no_op(in_child):
     assert in_child(work) == ([(-1, errno.ENOSYS)] * 4, 0)
 
 
+def test_no_socket_can_be_made_to_linger(in_child):
+    linger, none = struct.pack("ii", 1, 3600), struct.pack("ii", 0, 0)
+
+    def work():
+        _install()
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            kept = one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            return kept, list(one.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+
+    assert in_child(work) == (1, list(none))
+
+
 def test_socket_families_and_types(in_child):
     def make(family, kind, protocol=0):
         try:

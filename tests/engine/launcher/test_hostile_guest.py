@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -62,18 +64,41 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 def channels_of(sandbox: Sandbox) -> Iterator[list[socket.socket]]:
     """Duplicates of the packet sockets that PID 1 of a sandbox holds."""
     with contextlib.ExitStack() as stack:
-        pidfd = linux.pidfd_open(sandbox.pid)
-        stack.callback(os.close, pidfd)
         found = []
-        for name in os.listdir(f"/proc/{sandbox.pid}/fd"):
-            if not os.readlink(f"/proc/{sandbox.pid}/fd/{name}").startswith("socket:"):
-                continue
-            fd = LIBC.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+        for fd in duplicates(sandbox, "socket:"):
             one = stack.enter_context(socket.socket(fileno=fd))
             if one.type & 0xF == socket.SOCK_SEQPACKET:
                 one.setblocking(False)
                 found.append(one)
         yield found
+
+
+@contextlib.contextmanager
+def words_of(sandbox: Sandbox) -> Iterator[int]:
+    """A duplicate of the pipe in which PID 1 of a sandbox answers the launcher."""
+    pipes = duplicates(sandbox, "pipe:")
+    [words] = [fd for fd in pipes if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT]
+    try:
+        yield words
+    finally:
+        channel.close_all(pipes)
+
+
+def duplicates(sandbox: Sandbox, kind: str) -> list[int]:
+    pidfd = linux.pidfd_open(sandbox.pid)
+    try:
+        return [
+            LIBC.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+            for name in os.listdir(f"/proc/{sandbox.pid}/fd")
+            if os.readlink(f"/proc/{sandbox.pid}/fd/{name}").startswith(kind)
+        ]
+    finally:
+        os.close(pidfd)
+
+
+def write(words: int, data: bytes) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.write(words, data)
 
 
 def say(one: socket.socket, data: bytes, fds: int = 0) -> None:
@@ -93,8 +118,9 @@ async def test_nothing_that_a_guest_says_hurts_others(
     pid = json.dumps({"pid": bystander.pid}).encode()
     for data in [*HOSTILE, pid]:
         victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
-        with channels_of(victim) as channels:
-            assert len(channels) >= 3, "the report, the nursery and the egress"
+        with channels_of(victim) as channels, words_of(victim) as words:
+            write(words, data)
+            assert len(channels) >= 3, "the lifeline, the nursery, the egress"
             for one in channels:
                 say(one, data)
                 say(one, data, fds=20)
@@ -110,12 +136,11 @@ async def test_a_guest_that_says_a_pid_to_the_launcher_loses_its_own_sandbox(
     ended = asyncio.get_running_loop().create_future()
     engine.add_exit_listener(lambda exit_: ended.done() or ended.set_result(exit_))
     victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
-    with channels_of(victim) as channels:
-        for one in channels:
-            say(one, json.dumps({"pid": bystander.pid}).encode())
+    with words_of(victim) as words:
+        write(words, json.dumps({"pid": bystander.pid}).encode())
     exit_ = await asyncio.wait_for(ended, 30)
     assert exit_.sandbox_id == victim.sandbox_id
-    assert "no report" in exit_.detail
+    assert "no guest says" in exit_.detail
     assert bystander.poll() is None
 
 
@@ -140,48 +165,69 @@ def give_away(one: socket.socket, data: bytes, connection: socket.socket) -> Non
     connection.close()
 
 
-@pytest.mark.parametrize("data", [b"{}", b"\xff", b'{"nursery": true}'])
-async def test_a_socket_that_lingers_keeps_nobody_waiting(engine: Engine, data: bytes) -> None:
+@contextlib.contextmanager
+def nested() -> Iterator[socket.socket]:
+    """A socket in whose queue lies another one, in whose queue lies one that lingers."""
+    with contextlib.ExitStack() as stack:
+        given = stack.enter_context(lingering())
+        for _ in range(2):
+            ours, theirs = channel.pair()
+            stack.enter_context(theirs)
+            with ours:
+                give_away(ours, b"x", given)
+            given = theirs
+        yield given
+
+
+OPEN = b'{"op":"open","host":"a","port":1,"ok":"","no":"","head":"","lend":1}'
+
+
+@pytest.mark.parametrize("kind", [lingering, nested])
+async def test_a_socket_that_lingers_keeps_nobody_waiting(
+    engine: Engine, kind: Callable[[], contextlib.AbstractContextManager[socket.socket]]
+) -> None:
     other = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
-    victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
-    with channels_of(victim) as channels, contextlib.ExitStack() as stack:
-        for one in [*channels, *channels]:
-            connection = stack.enter_context(lingering())
-            # Whoever receives it is its last user; should we be that, a thread waits, which hurts nobody.
-            giving = threading.Thread(target=give_away, args=(one, data, connection), daemon=True)
-            giving.start()
-            await asyncio.to_thread(giving.join, 1)
-        await asyncio.wait_for(engine.kill(victim.sandbox_id), 30)
-        assert await asyncio.wait_for(works(engine, other), 30)
+    for data in (b"{}", b"\xff", OPEN):
+        victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+        with channels_of(victim) as channels, contextlib.ExitStack() as stack:
+            for one in [*channels, *channels]:
+                connection = stack.enter_context(kind())
+                # Whoever receives it is its last user; should we be that, a thread waits, which hurts nobody.
+                giving = threading.Thread(target=give_away, args=(one, data, connection), daemon=True)
+                giving.start()
+                await asyncio.to_thread(giving.join, 1)
+            assert await asyncio.wait_for(engine.network_account(other.sandbox_id), 10)
+            await asyncio.wait_for(engine.kill(victim.sandbox_id), 30)
+    assert await asyncio.wait_for(works(engine, other), 30)
     await engine.kill(other.sandbox_id)
 
 
-def count_open(ends: list[socket.socket]) -> int:
-    count = 0
-    for end in ends:
-        try:
-            end.recv(1)
-        except BlockingIOError:
-            count += 1
-        except OSError:
-            continue
-    return count
+def refuses_all(one: socket.socket) -> bool:
+    try:
+        socket.send_fds(one, [b"{}"], [0])
+    except BrokenPipeError:
+        return True
+    return False
 
 
-async def test_nobody_keeps_the_zygote_busy_with_nurseries(engine: Engine) -> None:
+async def test_a_guest_can_send_the_launcher_no_descriptor_and_have_few_nurseries(engine: Engine) -> None:
     victim = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
-    with channels_of(victim) as channels, contextlib.ExitStack() as stack:
-        asked = []
-        for one in channels:
-            for _ in range(100):
-                ours, theirs = (stack.enter_context(end) for end in channel.pair())
-                give_away(one, b'{"nursery": true}', theirs)
-                ours.setblocking(False)
-                asked.append(ours)
+    assert await works(engine, victim)
+    os.kill(victim.pid, signal.SIGSTOP)  # or it would read what is answered
+    with channels_of(victim) as channels, words_of(victim) as words:
+        [lifeline] = [one for one in channels if refuses_all(one)]  # the others lead elsewhere
+        answers = []
         async with asyncio.timeout(30):
-            while count_open(asked) > 60:
-                await asyncio.sleep(0.1)
-        assert not engine.ended.is_set()
+            while len(answers) < 100:
+                write(words, b"nursery")
+                with contextlib.suppress(BlockingIOError):
+                    message, fds = channel.receive(lifeline)
+                    channel.close_all(fds)
+                    answers.append((message["nursery"], len(fds)))
+                await asyncio.sleep(0)
+    assert set(answers) == {(True, 1), (False, 0)}
+    assert answers.count((True, 1)) < 60
+    assert not engine.ended.is_set()
     await engine.kill(victim.sandbox_id)
 
 

@@ -5,11 +5,13 @@ ends the channel, and so does a guest that does not read.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ringfence.core.descriptors import close_aside, refuse_descriptors
 from ringfence.engine.egress.outbox import Outbox, OutboxFullError
 from ringfence.engine.egress.relay import close
 from ringfence.engine.zygote import channel
@@ -84,7 +86,7 @@ class GuestChannel:
         self._closed = True
         self._outbox.close()
         self._loop.remove_reader(self._channel)
-        channel.discard(self._channel)
+        close_aside([self._channel.detach()])  # with what lies unread in it
 
     def _end(self, why: str) -> None:
         self.close()
@@ -92,7 +94,7 @@ class GuestChannel:
 
     def _readable(self) -> None:
         try:
-            message, fds = channel.receive(self._channel)
+            message, fds = channel.receive(self._channel, close_aside)
         except BlockingIOError:
             return
         except ValueError:
@@ -103,6 +105,8 @@ class GuestChannel:
             return
         connection = _connection_of(fds)
         try:
+            if fds and connection is None:
+                raise ValueError("descriptors of something else")
             request = self._request(message, connection)
         except (KeyError, TypeError, ValueError, ArithmeticError):
             if connection is not None:
@@ -128,6 +132,7 @@ class GuestChannel:
         """
         number = int(message["lend"])
         ours, theirs = socket.socketpair()
+        refuse_descriptors(ours)
         with theirs:
             self.send({"lent": number}, [theirs.fileno()])
         if self._closed:
@@ -138,16 +143,13 @@ class GuestChannel:
 
 def _connection_of(fds: list[int]) -> socket.socket | None:
     """The one TCP socket among the descriptors, if it is one."""
-    alone = len(fds) == 1
-    for fd in fds:
-        try:
-            connection = socket.socket(fileno=fd)
-        except OSError:
-            channel.close_all([fd])
-            continue
-        if alone and (connection.family, connection.type) == (socket.AF_INET, socket.SOCK_STREAM):
-            return connection
-        close(connection, reset=True)  # any kind of socket may be set to keep us waiting
+    if len(fds) == 1:
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=fds[0])
+            if (connection.family, connection.type) == (socket.AF_INET, socket.SOCK_STREAM):
+                return connection
+            connection.detach()
+    close_aside(fds)
     return None
 
 

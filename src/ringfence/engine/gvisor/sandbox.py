@@ -82,7 +82,8 @@ def _run(request: dict[str, Any], given: Descriptors, report: socket.socket, pro
     orders = {"guest": guest, "rlimits": _rlimits(request["limits"])}
     doors = {"http": socket.socket(fileno=given.http), "tunnel": socket.socket(fileno=given.tunnel)}
     _confine(given, request, program)
-    warden.Warden(container, report, doors, (orders, given.egress)).run()
+    lifeline = socket.socket(fileno=given.lifeline)
+    warden.Warden(container, report, lifeline, doors, (orders, given.egress)).run()
 
 
 def _confine(given: Descriptors, request: dict[str, Any], program: bytes) -> None:
@@ -90,7 +91,14 @@ def _confine(given: Descriptors, request: dict[str, Any], program: bytes) -> Non
     for fd in (0, 1) if request["debug"] else (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    for fd in (given.template_ns, given.sandbox_ns, given.nursery, *given.counters):
+    for fd in (
+        given.report,
+        given.template_ns,
+        given.sandbox_ns,
+        given.nursery,
+        given.words,
+        *given.counters,
+    ):
         os.close(fd)
     capabilities.drop()
     capabilities.no_new_privs()

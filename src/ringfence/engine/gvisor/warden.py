@@ -78,10 +78,11 @@ def _become(command: Sequence[str], stdin: int, output: int) -> NoReturn:
 
 @dataclass
 class Warden:
-    """Watches one container until its end."""
+    """Watches one container until its end. lifeline: is connected to the launcher; its end is ours."""
 
     container: Container
     report: socket.socket
+    lifeline: socket.socket
     doors: dict[str, socket.socket]
     orders: tuple[dict[str, Any], int] | None
     _poll: select.poll = field(default_factory=select.poll)
@@ -95,7 +96,7 @@ class Warden:
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._watch(reader.fileno(), lambda: self._on_child(reader))
-        self._watch(self.report.fileno(), lambda: os._exit(0))
+        self._watch(self.lifeline.fileno(), lambda: os._exit(0))
         self._watch(self.container.control.fileno(), self._on_guest)
         self._watch(self.container.output, self._on_output)
         self._reap()
@@ -127,6 +128,7 @@ class Warden:
             self.orders = None
         elif "ready" in message and self.doors:
             channel.send(self.report, {"ready": True})
+            self.report.close()
             for name, listener in self.doors.items():
                 listener.setblocking(False)
                 self._watch(listener.fileno(), lambda name=name, door=listener: self._on_door(name, door))  # type: ignore[misc]

@@ -101,7 +101,7 @@ _ALLOWED = {
     """,
     "sockets": """
         accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg
-        sendmmsg sendmsg sendto setsockopt shutdown
+        sendmmsg sendmsg sendto shutdown
     """,
     "System V and POSIX IPC": """
         mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd
@@ -155,6 +155,7 @@ _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW = 1, 2, 3
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
+_SOL_SOCKET, _SO_LINGER = 1, 13
 
 # Rare protocols (SCTP, DCCP, MPTCP, UDP-Lite) are the least tested of the kernel's network code.
 _STREAM = Check(2, {0: ALLOW, _TCP: ALLOW}, EPROTONOSUPPORT)
@@ -170,6 +171,9 @@ _CHECKS = {
     "ioctl": Check(1, {_TIOCSTI: EPERM, _TIOCLINUX: EPERM, _TIOCSETD: EPERM}, ALLOW),
     # Only PER_LINUX and the question: other personalities switch off address space layout randomization.
     "personality": Check(0, {0: ALLOW, 0xFFFFFFFF: ALLOW}, EPERM),
+    # The last to close a socket that lingers has to wait, and that could be a process of the host which was
+    # sent it.
+    "setsockopt": Check(1, {_SOL_SOCKET: Check(2, {_SO_LINGER: PRETEND}, ALLOW)}, ALLOW),
     "socket": Check(
         0, {_AF_UNIX: ALLOW, _AF_INET: _INTERNET, _AF_INET6: _INTERNET, _AF_NETLINK: _NETLINK}, EAFNOSUPPORT
     ),
@@ -179,6 +183,7 @@ _CHECK_REASONS = {
     "clone": "new namespaces are not for sandboxes",
     "ioctl": "terminal input may not be forged, nor line disciplines changed",
     "personality": "address space layout randomization stays on",
+    "setsockopt": "no socket keeps who closes it waiting: SO_LINGER has no effect",
     "socket": "only Unix, TCP, UDP, ping and route netlink sockets are for sandboxes",
     "socketpair": "only Unix socket pairs are for sandboxes",
 }

@@ -1,5 +1,6 @@
 """The request to the guest zygote by which a sandbox is born, first or again."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def ask_for(
     try:
         http, tunnel = _listen(record.directory / "http.sock"), _listen(record.directory / "tunnel.sock")
         guest_end, record.nursery_end = channel.pair()
-        sent += [http, tunnel, guest_end]
+        lifeline_end, words_end = _connect(record)
+        sent += [http, tunnel, guest_end, lifeline_end]
+        files.append(words_end)
         procs, counters = record.cgroup.procs_fds(), record.cgroup.counter_fds()
         files += [*procs, *counters]
         fds = [
@@ -38,6 +41,8 @@ def ask_for(
             tunnel.fileno(),
             guest_end.fileno(),
             request["fds"][0],
+            lifeline_end.fileno(),
+            words_end,
             *counters,
             *procs,
             *([record.disk_fd] if record.disk_fd >= 0 else []),
@@ -47,6 +52,21 @@ def ask_for(
         for end in sent:
             end.close()
         channel.close_all(files)
+
+
+def _connect(record: SandboxRecord) -> tuple[socket.socket, int]:
+    """What the launcher and the guest will talk over, a socket and a pipe; the guest's ends.
+
+    A guest may be hostile, and a socket of its choice may take long to close. So there is no way on which it
+    could send us descriptors: the socket takes nothing from its side, and a pipe has bytes alone. In the pipe
+    each write is a packet (O_DIRECT, pipe(2)).
+    """
+    record.lifeline, theirs = channel.pair()
+    record.lifeline.shutdown(socket.SHUT_RD)
+    record.lifeline.setblocking(False)
+    record.words, words_end = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
+    os.set_blocking(record.words, False)
+    return theirs, words_end
 
 
 def _birth(host: Host, request: dict[str, Any], record: SandboxRecord, counters: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import os
 import re
-import select
 import selectors
 import signal
 from collections.abc import Callable
@@ -72,7 +71,7 @@ class _Copy:
 
 
 class Lifecycle:
-    """Freezes, thaws and copies sandboxes of one launcher. read_reports: takes what a guest has said."""
+    """Freezes, thaws and copies sandboxes of one launcher. read_words: takes what a guest has said."""
 
     def __init__(
         self,
@@ -80,13 +79,13 @@ class Lifecycle:
         snapshot_dir: str | None,
         selector: selectors.BaseSelector,
         reply: Reply,
-        read_reports: Callable[[SandboxRecord], None],
+        read_words: Callable[[SandboxRecord], None],
     ) -> None:
         self._host = host
         self._snapshot_dir = snapshot_dir
         self._selector = selector
         self._reply = reply
-        self._read_reports = read_reports
+        self._read_words = read_words
         if snapshot_dir is not None:
             Path(snapshot_dir).mkdir(0o700, parents=True, exist_ok=True)
 
@@ -149,7 +148,7 @@ class Lifecycle:
         try:
             work = functools.partial(states.store, record, source, file)
             answer, pid = in_child(work, record.slot_fd, source, file)
-            if not self._tell(record, request, target):
+            if not record.tell(request, target):
                 record.unsaved = f"the guest of sandbox {record.sandbox_id} does not answer"
         finally:
             channel.close_all([file, source, target])
@@ -158,7 +157,7 @@ class Lifecycle:
 
     def _on_saved(self, copy: "_Copy", answer: int) -> None:
         result, record = self._helped(copy.record, answer), copy.record
-        self._read_reports(record)
+        self._read_words(record)
         record.saving = False
         if record.killed or not record.ready:
             self._fail(copy, f"sandbox {record.sandbox_id} ended while it was copied")
@@ -207,18 +206,7 @@ class Lifecycle:
             with contextlib.suppress(OSError):
                 standstill.hold(record, freezer=self._host.cgroups.can_freeze)
         if copy.saving and record.ready:
-            self._tell(record, {"go_on": True})
-
-    @staticmethod
-    def _tell(record: SandboxRecord, message: dict[str, Any], *fds: int) -> bool:
-        """Send a guest a message, if it has room for one: a hostile one may have stopped reading."""
-        try:
-            if not select.select([], [record.report], [], 0)[1]:
-                return False
-            channel.send(record.report, message, fds)
-        except (channel.ChannelClosedError, OSError, ValueError):
-            return False
-        return True
+            record.tell({"go_on": True})
 
     def _helped(self, record: SandboxRecord, answer: int) -> dict[str, Any]:
         """What a sandbox's helper has answered, which has ended."""

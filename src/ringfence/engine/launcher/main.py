@@ -148,7 +148,7 @@ class Launcher:
     def _make_parts(self, host: Host, request: dict[str, Any]) -> _Parts:
         program, selector, reply = seccomp.build(), self._selector, self._reply
         lifecycle = Lifecycle(
-            host, request["snapshot_dir"], selector, reply, lambda one: sandboxes.read_reports(one)
+            host, request["snapshot_dir"], selector, reply, lambda one: sandboxes.read_words(one)
         )
         volumes = Volumes(host, request["volume_dir"], request["runtime_dir"], program, reply, selector)
         # Last of all that may fail, because it starts a process.

@@ -81,8 +81,9 @@ class SandboxRecord:
     gvisor: whether its kernel is gVisor.
     stopped_before: pids that were stopped already when it was held by signals. namespaces: what a nursery
     joins. nurseries: how many more than the first it has had; nursery_since: up to when its time is used up
-    by them. saving: its guest may say why it could not save the state of its kernels, which is then
-    `unsaved`.
+    by them. report: what its birth tells; nothing hostile ever holds the other end. lifeline, words: what its
+    guest is told, and a pipe of what that says. saving: its guest may say why it could not save the state of
+    its kernels, which is then `unsaved`.
     """
 
     sandbox_id: str
@@ -114,6 +115,8 @@ class SandboxRecord:
     stopped_before: set[int] = field(default_factory=set)
     saving: bool = False
     unsaved: str = ""
+    lifeline: socket.socket | None = None
+    words: int = -1
 
     def may_have_nursery(self, most: int) -> bool:
         """Whether it may have another nursery now, which is then counted: `most` in all, a few at once and
@@ -127,9 +130,25 @@ class SandboxRecord:
         self.nursery_since += 1
         return True
 
+    def tell(self, message: dict[str, Any], *fds: int) -> bool:
+        """Send its guest a message, if there is room for one: a hostile guest may have stopped reading."""
+        if self.lifeline is None:
+            return False
+        try:
+            channel.send(self.lifeline, message, fds)
+        except (channel.ChannelClosedError, OSError):
+            return False
+        return True
+
     def end_life(self) -> None:
         """Close what belongs to its processes, which are gone: channels, descriptors, sockets."""
-        channel.discard(self.report)
+        self.report.close()
+        if self.lifeline is not None:
+            self.lifeline.close()
+            self.lifeline = None
+        if self.words >= 0:
+            os.close(self.words)
+            self.words = -1
         if self.nursery_end is not None:
             self.nursery_end.close()
             self.nursery_end = None

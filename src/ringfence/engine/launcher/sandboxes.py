@@ -1,7 +1,6 @@
 """The life of sandboxes, from the launcher's side: create, watch, kill, and leave nothing behind."""
 
 import contextlib
-import json
 import os
 import select
 import selectors
@@ -118,26 +117,14 @@ class Sandboxes:
         except ValueError:
             message, fds = {}, []
         if not self._take_report(record, message, fds):
-            channel.close_strange(fds)
+            channel.close_all(fds)
             self._break_off(record)
 
     def _take_report(self, record: SandboxRecord, message: dict[str, Any], fds: list[int]) -> bool:
         """Do what a report asks for, if it may come now; whether it did.
 
-        All reports come before `ready`, from code of ours that has not met anything hostile. Afterwards the
-        guest holds the channel, and may only ask for another nursery, or say why it could not save what it
-        was asked to.
+        All reports come from code of ours that has not met anything hostile.
         """
-        if record.ready:
-            match message:
-                case {"nursery": True} if len(fds) == 1 and len(message) == 1:
-                    return self._renew_nursery(record, fds[0])
-                case {"unsaved": str(text)} if record.saving and not fds:
-                    record.saving, record.unsaved = False, text[:MAX_ERROR] or "its guest does not say why"
-                    return True
-            if self._host.debug:
-                os.write(2, f"guest of {record.sandbox_id}: {json.dumps(message)[:MAX_TRACE]}\n".encode())
-            return False
         match message:
             case {"disk": True} if len(fds) == 1:
                 record.keep_disk(fds[0])
@@ -155,12 +142,33 @@ class Sandboxes:
                 return False
         return True
 
-    def read_reports(self, record: SandboxRecord) -> None:
+    def read_words(self, record: SandboxRecord) -> None:
         """Take what a guest has said by now."""
-        while record.report.fileno() >= 0 and record.report in self._selector.get_map():
-            if not select.select([record.report], [], [], 0)[0]:
-                return
-            self._on_report(record)
+        while record.words >= 0 and record.words in self._selector.get_map() and self._on_words(record):
+            pass
+
+    def _on_words(self, record: SandboxRecord) -> bool:
+        """Take one thing that a guest says, which may be anything; whether there was one."""
+        if record.words < 0:
+            return False  # forgotten by an earlier event of the same round
+        try:
+            data = os.read(record.words, select.PIPE_BUF)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._selector.unregister(record.words)  # the guest is ending
+            return False
+        word, _, text = data.partition(b" ")
+        if word == b"nursery" and not text:
+            self._renew_nursery(record)
+        elif word == b"unsaved" and record.saving:
+            reason = text.decode("utf-8", "replace")[:MAX_ERROR]
+            record.saving, record.unsaved = False, reason or "its guest does not say why"
+        else:
+            if self._host.debug:
+                os.write(2, f"guest of {record.sandbox_id}: {data[:MAX_TRACE]!r}\n".encode())
+            self._break_off(record)
+        return True
 
     def _conceived(self, record: SandboxRecord, pid: int, namespaces: list[int]) -> None:
         record.pid = pid
@@ -174,13 +182,16 @@ class Sandboxes:
         """End a sandbox whose guest said what no guest of ours says."""
         self._unwatch(record)
         if record.pidfd >= 0:
-            record.error = record.error or "the guest sent the launcher something that is no report"
+            record.error = record.error or "the guest told the launcher something that no guest says"
             self._end_processes(record)
         else:
             self._failed(record, "the fork of the sandbox sent something that is no report")
 
     def _born(self, record: SandboxRecord) -> None:
         record.ready = True
+        self._selector.unregister(record.report)
+        record.report.close()
+        self._selector.register(record.words, selectors.EVENT_READ, lambda: self._on_words(record))
         if record.create_request is not None:
             self._reply(record.create_request, pid=record.pid)
             record.create_request = None
@@ -206,24 +217,23 @@ class Sandboxes:
             "filter_flags": self._host.filter_flags,
         }
         try:
-            channel.send(zygote, request, [*record.namespaces, record.slot_fd, end.fileno(), *procs])
-            self._templates.forked(record.template.name)
+            # What fails for want of descriptors or processes costs this sandbox its kernels, not all theirs.
+            with contextlib.suppress(channel.ChannelClosedError, OSError):
+                channel.send(zygote, request, [*record.namespaces, record.slot_fd, end.fileno(), *procs])
+                self._templates.forked(record.template.name)
         finally:
             channel.close_all(procs)
             end.close()
 
-    def _renew_nursery(self, record: SandboxRecord, end: int) -> bool:
-        """Make another nursery on the socket `end`: the sandbox's root has killed the one there was."""
-        if not _is_channel(end):
-            return False
+    def _renew_nursery(self, record: SandboxRecord) -> None:
+        """Make another nursery for a guest, whose sandbox's root has killed the one there was."""
         if record.killed or not record.namespaces or not record.may_have_nursery(_MAX_NURSERIES):
-            os.close(end)  # the guest finds it closed
-            return True
-        record.nursery_end = socket.socket(fileno=end)
-        # What fails for want of descriptors or processes costs this sandbox its kernels, not all theirs.
-        with contextlib.suppress(channel.ChannelClosedError, OSError):
-            self._send_nursery(record)
-        return True
+            record.tell({"nursery": False})
+            return
+        end, record.nursery_end = channel.pair()
+        with end:
+            record.tell({"nursery": True}, end.fileno())
+        self._send_nursery(record)
 
     def kill(self, request_id: int, sandbox_id: str) -> None:
         """Kill a sandbox; answered when its last process is reaped and its traces are removed."""
@@ -348,31 +358,9 @@ class Sandboxes:
         record.release()
 
     def _unwatch(self, record: SandboxRecord) -> None:
-        if record.report.fileno() >= 0 and record.report in self._selector.get_map():
-            self._selector.unregister(record.report)
-
-
-def _copy_of(fd: int) -> socket.socket | None:
-    """Another descriptor of what may be a socket; None for anything else."""
-    copy = os.dup(fd)
-    try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        return None
-
-
-def _is_channel(fd: int) -> bool:
-    """Whether a stranger's descriptor is a socket like those of `channel.pair`.
-
-    Any other one may keep whoever closes it waiting, as a TCP socket does that is to linger.
-    """
-    end = _copy_of(fd)
-    if end is None:
-        return False
-    with end:
-        kind = end.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
-        return end.family == socket.AF_UNIX and kind == socket.SOCK_SEQPACKET
+        for watched in (record.report.fileno(), record.words):
+            if watched >= 0 and watched in self._selector.get_map():
+                self._selector.unregister(watched)
 
 
 def _how(status: int) -> str:

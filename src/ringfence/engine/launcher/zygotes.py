@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ringfence.core.descriptors import refuse_descriptors
 from ringfence.engine.isolation import linux, mounts, oom, userns
 from ringfence.engine.zygote import channel
 from ringfence.engine.zygote.kernel import CODE_PATH
@@ -29,6 +30,7 @@ _ZYGOTE_MEMORY = 64 << 20
 def start_guest_zygote() -> tuple[int, socket.socket]:
     """Start the guest zygote; its pid and the channel to it."""
     ours, theirs = channel.pair()
+    refuse_descriptors(ours)
     command = [sys.executable, "-I", "-m", "ringfence.engine.zygote.guest", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
@@ -59,6 +61,7 @@ def start_kernel_zygote(
 ) -> tuple[int, socket.socket]:
     """Start a template's kernel zygote in the template's user namespace and a read-only view of its root."""
     ours, theirs = channel.pair()
+    refuse_descriptors(ours)
     code = _code_files()
     pid = os.fork()
     if pid == 0:

@@ -9,15 +9,13 @@ import contextlib
 import json
 import os
 import socket
-import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MAX_PACKET = 128 * 1024
 MAX_FDS = 32
 _MOST_FDS = 253
 """SCM_MAX_FD: what does not fit into the receiver's room is closed by the kernel, however long that takes."""
-_NO_LINGER = struct.pack("ii", 0, 0)
 
 Message = dict[str, Any]
 
@@ -49,12 +47,15 @@ def send(channel: socket.socket, message: Message, fds: Iterable[int] = ()) -> N
         raise ChannelClosedError(str(error)) from error
 
 
-def receive(channel: socket.socket) -> tuple[Message, list[int]]:
+def receive(
+    channel: socket.socket, close: Callable[[Iterable[int]], None] | None = None
+) -> tuple[Message, list[int]]:
     """The next message and its descriptors (close-on-exec).
 
     Raises ChannelClosedError at the end of the channel, ValueError for what is no message; then nothing stays
-    open.
+    open. close: what closes the descriptors of such a thing, `close_all` if it is not said.
     """
+    close = close or close_all
     try:
         data, fds, flags, _ = socket.recv_fds(channel, MAX_PACKET + 1, _MOST_FDS)
     except ConnectionResetError as error:
@@ -62,7 +63,7 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
     for fd in fds:
         os.set_inheritable(fd, False)
     if not data:
-        close_strange(fds)
+        close(fds)
         raise ChannelClosedError("the other end closed the channel")
     try:
         truncated = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -72,10 +73,10 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
         if not isinstance(message, dict):
             raise ValueError("message is not an object")
     except RecursionError:
-        close_strange(fds)
+        close(fds)
         raise ValueError("message is nested too deeply") from None
     except ValueError:
-        close_strange(fds)
+        close(fds)
         raise
     return message, fds
 
@@ -89,37 +90,3 @@ def close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
-
-
-def close_strange(fds: Iterable[int]) -> None:
-    """Close descriptors that somebody hostile may have sent, without waiting for anything.
-
-    Closing a TCP socket that is set to linger waits until its data has gone out, which may be never.
-    """
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            copy = os.dup(fd)
-            try:
-                end = socket.socket(fileno=copy)
-            except OSError:
-                os.close(copy)
-            else:
-                with end, contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-            os.close(fd)
-
-
-def discard(channel: socket.socket) -> None:
-    """Close a channel to somebody hostile, and first what was sent and nobody has read: see
-    `close_strange`.
-    """
-    if channel.fileno() < 0:
-        return
-    channel.setblocking(False)
-    with contextlib.suppress(OSError):
-        channel.shutdown(socket.SHUT_RDWR)  # nothing more can come
-    with contextlib.suppress(ChannelClosedError, OSError):
-        while True:
-            with contextlib.suppress(ValueError):
-                close_strange(receive(channel)[1])
-    channel.close()

@@ -14,6 +14,8 @@ class Descriptors:
     tunnel: int
     nursery: int
     egress: int
+    lifeline: int
+    words: int
     counters: tuple[int, ...]
     procs: tuple[int, ...]
     disk: int | None
@@ -22,9 +24,9 @@ class Descriptors:
     def of(cls, fds: list[int], counters: int, has_disk: bool) -> "Descriptors":
         """Name the descriptors of a request; the writable layer of an earlier life, if any, comes last."""
         disk = fds.pop() if has_disk else None
-        report, template_ns, sandbox_ns, http, tunnel, nursery, egress, *rest = fds
+        report, template_ns, sandbox_ns, http, tunnel, nursery, egress, lifeline, words, *rest = fds
         numbers = tuple(rest)
         return cls(
-            report, template_ns, sandbox_ns, http, tunnel, nursery, egress, numbers[:counters],
-            numbers[counters:], disk,
+            report, template_ns, sandbox_ns, http, tunnel, nursery, egress, lifeline, words,
+            numbers[:counters], numbers[counters:], disk,
         )  # fmt: skip

@@ -17,9 +17,8 @@ from ringfence.engine.zygote import channel, sandbox
 def serve(requests: socket.socket) -> None:
     """Say that we are ready, then fork a sandbox for each request until the launcher closes the channel.
 
-    A request carries the settings of one sandbox and these descriptors: the report channel, the template's
-    and the slot's user namespaces, the guest's HTTP and tunnel sockets, its end of the nursery socket, memory
-    counters and the cgroups' ``cgroup.procs``. The forked child answers on the report channel, not here.
+    A request carries the settings of one sandbox and its `Descriptors`. The forked child answers on the
+    report channel, not here.
     """
     program = seccomp.build()
     procfs.host_processor()  # slow to read on large machines, and the same for every sandbox

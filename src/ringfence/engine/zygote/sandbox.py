@@ -84,6 +84,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
             return
         intake = _become_init(request, plan, (trees, volumes), given, program, parent, states)
         channel.send(report, {"ready": True})
+        report.close()  # the launcher believes what comes from there
         guest_main.run(
             GuestConfig(**request["guest"]),
             http=socket.socket(fileno=given.http),
@@ -92,7 +93,8 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
             egress=socket.socket(fileno=given.egress),
             intake=intake,
             counters=given.counters,
-            lifeline=report,
+            lifeline=socket.socket(fileno=given.lifeline),
+            words=given.words,
             image=states,
         )
 
@@ -164,8 +166,8 @@ def _hand_over_disk(report: int, disk: int) -> None:
 
 def _keep_only(given: Descriptors, intake: socket.socket | None, states: int | None) -> None:
     more = [*([intake.fileno()] if intake else []), *([states] if states is not None else [])]
-    always = {given.report, given.http, given.tunnel, given.nursery, given.egress, *given.counters}
-    kept = sorted(always.union(more))
+    sockets = (given.report, given.http, given.tunnel, given.nursery, given.egress, given.lifeline)
+    kept = sorted({*sockets, given.words, *given.counters, *more})
     first = 3
     for fd in kept:
         if fd > first:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import socket
 import struct
 
@@ -18,6 +19,8 @@ _TCP_IDLE_SECONDS = 30.0
 _PACKET_INFO = struct.Struct("=I4s4s")
 _IP_PKTINFO = 8
 _RESET = struct.pack("ii", 1, 0)
+_LIBC = ctypes.CDLL(None)
+_SOCKADDR_SIZE = 16
 
 
 class EgressService:
@@ -152,7 +155,12 @@ def _dns_socket(kind: int) -> socket.socket:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close a connection so that its client sees an error, not an end."""
+    """Close a connection so that its client sees an error, not an end.
+
+    By `connect` to no address (connect(2), AF_UNSPEC), because the sandbox's filter lets SO_LINGER have no
+    effect; gVisor has it the other way round.
+    """
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    _LIBC.connect(connection.fileno(), bytes(_SOCKADDR_SIZE), _SOCKADDR_SIZE)
     connection.close()

@@ -5,7 +5,7 @@ import asyncio
 import itertools
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +40,10 @@ class NurseryClient:
         absent: str = "the nursery is gone",
         *,
         always_fresh: bool = False,
-        renew: Callable[[socket.socket], None] | None = None,
+        renew: Callable[[], Awaitable[socket.socket]] | None = None,
     ) -> None:
         """Talk over `sock`. `absent` is what to say when nobody is at its other end; always_fresh: start
-        every kernel as a new program; renew: has a new nursery made for the socket it is given, which is
-        closed afterwards; what it raises is an `OSError`.
+        every kernel as a new program; renew: has a new nursery made and gives its socket, or raises OSError.
         """
         sock.setblocking(False)
         self._always_fresh = always_fresh
@@ -57,6 +56,7 @@ class NurseryClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._lost_it = False
+        self._renewing = asyncio.Lock()
 
     async def fork(
         self,
@@ -72,7 +72,7 @@ class NurseryClient:
 
         The descriptors stay the caller's to close. An environment of more than 60 KiB does not fit a packet.
         """
-        loop = self._attach()
+        loop = await self._attach()
         request_id = str(next(self._ids))
         request = {
             "op": "fork",
@@ -89,14 +89,14 @@ class NurseryClient:
                 f"the environment is too large: {len(packet)} bytes of at most {_MAX_PACKET}"
             )
         try:
-            self._send(packet, descriptors)
+            await self._send(packet, descriptors)
         except OSError as error:
             raise KernelStartError(self._absent) from error
         answer: asyncio.Future[Forked] = loop.create_future()
         self._waiting[request_id] = answer
         return await answer
 
-    def _send(self, packet: bytes, descriptors: tuple[int, ...]) -> None:
+    async def _send(self, packet: bytes, descriptors: tuple[int, ...]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         try:
             self._socket.sendmsg([packet], rights)
@@ -104,7 +104,7 @@ class NurseryClient:
             if self._renew is None:
                 raise
             self._lost()
-            self._attach()
+            await self._attach()
             self._socket.sendmsg([packet], rights)
 
     def close(self) -> None:
@@ -118,9 +118,10 @@ class NurseryClient:
         self._loop = None
         self._socket.close()
 
-    def _attach(self) -> asyncio.AbstractEventLoop:
-        if self._lost_it and not self._closed:
-            self._start_over()
+    async def _attach(self) -> asyncio.AbstractEventLoop:
+        async with self._renewing:
+            if self._lost_it and not self._closed:
+                await self._start_over()
         if self._closed:
             raise KernelStartError(self._absent)
         if self._loop is None:
@@ -128,18 +129,14 @@ class NurseryClient:
             self._loop.add_reader(self._socket.fileno(), self._readable)
         return self._loop
 
-    def _start_over(self) -> None:
+    async def _start_over(self) -> None:
         """Have another nursery made in place of one that somebody in the sandbox, its root, has killed."""
         if self._renew is None:
             raise KernelStartError(self._absent)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._renew(theirs)
+            ours = await self._renew()
         except OSError as error:
-            ours.close()
             raise KernelStartError(self._absent) from error
-        finally:
-            theirs.close()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         ours.setblocking(False)
         self._socket, self._lost_it = ours, False
