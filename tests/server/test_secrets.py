@@ -548,6 +548,19 @@ def test_clients_that_hang_up_disturb_no_others(make: Make, secret: str) -> None
     assert python(make({"api.test": BEARER}), code) == "True"
 
 
+def test_a_copy_without_rules_does_not_trust_it(make: Make, secret: str, networked: RunningServer) -> None:
+    count = "cat /etc/ssl/certs/ca-certificates.crt $(python3 -c 'import certifi; print(certifi.where())')"
+    count += " | grep -c 'Added by Ringfence' || true"
+    sandbox = make({"api.test": BEARER})
+    assert int(sandbox.commands.run(count).stdout) > 0
+    snapshot = sandbox.create_snapshot()
+    try:
+        with Sandbox.create(snapshot.snapshot_id, **networked.options) as copy:
+            assert copy.commands.run(count).stdout == "0\n"
+    finally:
+        Sandbox.delete_snapshot(snapshot.snapshot_id, **networked.options)
+
+
 def test_programs_of_all_kinds_trust_it(make: Make, secret: str) -> None:
     sandbox = make({"api.test": BEARER})
     for command in (

@@ -245,6 +245,7 @@ class Engine:
             "fresh_kernels": self._settings.fresh_kernels,
             "mirror": self._network.has_mirror(spec.sandbox_id),
             "authority": self._network.authority_for(spec.sandbox_id),
+            "volumes": [mount.path for mount in spec.volumes],
         }
         return {
             "id": spec.sandbox_id,

@@ -1,5 +1,6 @@
 """What the host tells a guest when it forks it. Nothing here is a secret of the host's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 NODE_MODULES = "/usr/lib/ringfence/node_modules"
@@ -19,6 +20,7 @@ class GuestConfig:
     fresh_kernels: start each kernel as a new program instead of forking a warmed one.
     mirror: whether packages are installed from the host's mirror, which we pass connections on to.
     authority: certificate (PEM) of an authority that programs shall trust, see `trust`; empty: none.
+    volumes: where volumes are mounted.
     """
 
     sandbox_id: str
@@ -37,6 +39,7 @@ class GuestConfig:
     fresh_kernels: bool = False
     mirror: bool = False
     authority: str = ""
+    volumes: Sequence[str] = ()
     own_kernel: bool = False
 
     @property

@@ -30,7 +30,7 @@ from ringfence.guest.reaper import Reaper
 from ringfence.guest.sudo.server import SudoServer
 from ringfence.guest.sudo.server import listen as listen_for_sudo
 from ringfence.guest.trust import ENVIRONMENT as TRUST_ENVIRONMENT
-from ringfence.guest.trust import trust
+from ringfence.guest.trust import forget, trust
 
 
 def run(
@@ -87,6 +87,8 @@ async def _serve(
     config = dataclasses.replace(config, env=dict(config.env))
     if config.authority:
         _trust(config, config.authority)
+    else:
+        forget(config.volumes)
     reaper = Reaper()
     reaper.start()
     with contextlib.suppress(OSError):  # a snapshot whose /run was spoiled shall start all the same
@@ -112,7 +114,7 @@ async def _serve(
 
 
 def _trust(config: GuestConfig, authority: str) -> None:
-    trust(authority)
+    trust(authority, config.volumes)
     for name, value in TRUST_ENVIRONMENT.items():
         config.env.setdefault(name, value)
 
