@@ -206,8 +206,15 @@ async def test_many_at_once_and_nothing_stays(server: RunningServer) -> None:
     assert await AsyncSandbox.list(query, **server.options).next_items() == []
 
 
-def test_health_needs_no_key(server: RunningServer) -> None:
-    body = httpx.get(f"{server.url}/health").json()
+def test_health_says_the_level_to_everybody_and_the_rest_to_key_holders(server: RunningServer) -> None:
+    body = httpx.get(f"{server.url}/health", headers={"X-API-KEY": server.key}).json()
     assert body["status"] == "ok"
     assert body["templates"] == server.templates
     assert body["isolation"] == server.isolation
+    assert body["network"]["default"] == "internet"
+    brief = {name: body["isolation"][name] for name in ("level", "tier")}
+    for headers in ({}, {"X-API-KEY": "e2b_" + "0" * 40}):
+        told = httpx.get(f"{server.url}/health", headers=headers).json()
+        assert told == {
+            "status": "ok", "version": body["version"], "backend": "local", "isolation": brief
+        }  # fmt: skip

@@ -57,7 +57,7 @@ def test_the_tier_is_named(server: RunningServer, hard: Sandbox) -> None:
     headers = {"X-API-KEY": server.key}
     detail = httpx.get(f"{server.url}/sandboxes/{hard.sandbox_id}", headers=headers).json()
     assert detail["isolation"] == "gvisor"
-    health = httpx.get(f"{server.url}/health").json()["isolation"]
+    health = httpx.get(f"{server.url}/health", headers=headers).json()["isolation"]
     assert health["tier"] == "process"
     assert health["gvisor"]["available"] is True
     assert "runsc" in health["gvisor"]["detail"]
@@ -159,11 +159,14 @@ def test_a_snapshot_has_its_files(server: RunningServer, hard: Sandbox) -> None:
     with pytest.raises(SandboxException, match=r"409.*gVisor.*variables"):
         hard.fork()
     snapshot = hard.create_snapshot(mode="filesystem")
-    other = Sandbox.create(snapshot.snapshot_id, timeout=60, **server.options)
     try:
-        assert other.files.read("/home/user/word") == word
+        with Sandbox.create(snapshot.snapshot_id, timeout=60, **server.options) as other:
+            assert other.files.read("/home/user/word") == word
+            assert "gVisor" in other.commands.run("dmesg").stdout
+        less = {"ringfence.isolation": "process"}
+        with pytest.raises(SandboxException, match=r"400.*asks for process, but gvisor is the least here"):
+            Sandbox.create(snapshot.snapshot_id, metadata=less, timeout=60, **server.options)
     finally:
-        other.kill()
         Sandbox.delete_snapshot(snapshot.snapshot_id, **server.options)
 
 

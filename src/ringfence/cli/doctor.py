@@ -125,7 +125,8 @@ async def _network(backend: Any, mcp: str) -> dict[str, Any] | None:
         return None
     try:
         async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
-            health = (await client.get(f"{backend.api_url}/health")).json()
+            answer = await client.get(f"{backend.api_url}/health", headers={"X-API-KEY": backend.api_key})
+            health = answer.json()
     except (httpx.HTTPError, ValueError):
         return None
     found = health.get("network")

@@ -133,7 +133,7 @@ class App:
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """Serve a control-plane request; the answer to give when the router did not give it."""
         if scope["path"] == "/health":
-            return self._health()
+            return self._health(scope)
         if scope["path"].startswith(UPLOADS):
             return await self._uploads.receive(Request(scope, receive))
         if scope["path"].startswith(VOLUME_CONTENT):
@@ -155,14 +155,17 @@ class App:
             raise ApiError(401, "invalid API key")
         return owner
 
-    def _health(self) -> Response:
+    def _health(self, scope: Scope) -> Response:
+        """What a load balancer and a check of the level need; the details are for those who have a key."""
+        isolation = self._engine.isolation.as_dict()
+        brief = {"status": "ok", "version": __version__, "backend": "local"}
+        if self._keys.owner(single(scope["headers"], b"x-api-key") or "") is None:
+            return JSONResponse({**brief, "isolation": {key: isolation[key] for key in ("level", "tier")}})
         return JSONResponse(
             {
-                "status": "ok",
-                "version": __version__,
-                "backend": "local",
+                **brief,
                 "templates": sorted(self._engine.templates),
-                "isolation": self._engine.isolation.as_dict(),
+                "isolation": isolation,
                 "network": self._engine.network_settings,
                 "sandboxes": len(self._registry),
             }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ringfence.core.errors import RingfenceError
 from ringfence.core.ids import is_sandbox_id, new_sandbox_id, new_token
 from ringfence.engine.lease import Leases
-from ringfence.engine.model import Exit, Limits, SandboxSpec, Template, VolumeMount
+from ringfence.engine.model import TIERS, Exit, Isolation, Limits, SandboxSpec, Template, VolumeMount
 from ringfence.server.errors import ApiError, from_engine, quota_reached
 from ringfence.server.limits import with_requested
 from ringfence.server.models import NetworkUpdate, NewSandbox
@@ -143,7 +143,7 @@ class Registry:
             network=await self._network.rules_of(owner, network, request.allow_internet_access),
             snapshots=chain,
             volumes=volumes,
-            isolation=requested(request.metadata, self._engine.least_isolation(template)),
+            isolation=requested(request.metadata, self._least_isolation(template, snapshot)),
         )
         sandbox = await self._start(spec)
         now = round(time.time(), 6)
@@ -177,6 +177,11 @@ class Registry:
         if self._network.generation != generation:
             await self._refresh_new(record)
         return record
+
+    def _least_isolation(self, template: Template, snapshot: Snapshot | None) -> Isolation:
+        """That of the template or the operator; a copy has no less than what it is a copy of."""
+        least = self._engine.least_isolation(template)
+        return max(least, snapshot.isolation, key=TIERS.index) if snapshot else least
 
     async def _refresh_new(self, record: Record) -> None:
         """Put in force secrets that changed while a sandbox was starting; without them it ends."""

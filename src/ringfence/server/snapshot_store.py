@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ringfence.engine.model import Isolation
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS snapshots (
     snapshot_id TEXT PRIMARY KEY,
@@ -18,7 +20,8 @@ CREATE TABLE IF NOT EXISTS snapshots (
     sandbox_id TEXT NOT NULL,
     created_at REAL NOT NULL,
     size INTEGER NOT NULL,
-    hidden INTEGER NOT NULL
+    hidden INTEGER NOT NULL,
+    isolation TEXT NOT NULL DEFAULT 'process'
 ) STRICT;
 """
 
@@ -30,7 +33,8 @@ class Snapshot:
     snapshot_id: also the name of its directory. template, template_id: what it is to be laid upon.
     parents: the snapshots below it, topmost first. name: ``name:tag``, when it was given one.
     size: bytes on disk, of its own layer only. hidden: not to be listed or started from (any more), and kept
-    only for those that lie on it.
+    only for those that lie on it. isolation: the tier that its sandbox had, and that those it is started as
+    have at least.
     """
 
     snapshot_id: str
@@ -43,6 +47,7 @@ class Snapshot:
     created_at: float
     size: int
     hidden: bool = False
+    isolation: Isolation = "process"
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -68,6 +73,11 @@ class SnapshotStore:
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
         self._database.executescript(_SCHEMA)
+        columns = {row[1] for row in self._database.execute("PRAGMA table_info(snapshots)")}
+        if "isolation" not in columns:  # of an earlier version
+            self._database.execute(
+                "ALTER TABLE snapshots ADD COLUMN isolation TEXT NOT NULL DEFAULT 'process'"
+            )
 
     def all(self) -> list[Snapshot]:
         """Every snapshot, oldest first."""
@@ -79,11 +89,11 @@ class SnapshotStore:
     def put(self, snapshot: Snapshot) -> None:
         """Keep `snapshot`, in place of an earlier state of it."""
         self._database.execute(
-            "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 snapshot.snapshot_id, snapshot.owner, snapshot.template, snapshot.template_id,
                 json.dumps(snapshot.parents), snapshot.name, snapshot.sandbox_id, snapshot.created_at,
-                snapshot.size, int(snapshot.hidden),
+                snapshot.size, int(snapshot.hidden), snapshot.isolation,
             ),
         )  # fmt: skip
 

@@ -93,7 +93,7 @@ class Snapshots:
         template = record.sandbox.template
         made = Snapshot(
             new_sandbox_id(), record.owner, template.key, template.template_id, record.snapshots, name,
-            record.sandbox_id, round(time.time(), 6), 0, hidden=True,
+            record.sandbox_id, round(time.time(), 6), 0, hidden=True, isolation=record.sandbox.isolation,
         )  # fmt: skip
         with self.kept(made):
             await self._put(made)  # first of all, so that a copy that is cut short is found at the next start
