@@ -120,6 +120,26 @@ async def test_what_is_broken_or_beyond_bounds_is_a_lost_guest(tmp_path: Path, w
         await ask(tmp_path, written)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"HTTP/1.1 200 OK\r\nx: ",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 ",
+        CHUNKED + b"1;",
+        CHUNKED + b"1\r\na\r\n0\r\nx: ",
+    ],
+    ids=["value", "name", "reason", "chunk extension", "trailer"],
+)
+async def test_a_line_without_end_is_not_gathered(tmp_path: Path, begun: bytes) -> None:
+    async with asyncio.timeout(10):
+        with pytest.raises(GuestLostError):
+            await ask(tmp_path, begun, b"y" * 400_000, hold=True)
+
+
 async def test_a_reader_that_does_not_read_holds_the_guest_back(tmp_path: Path) -> None:
     sent = 0
     block = b"x" * 65536

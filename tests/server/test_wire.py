@@ -182,6 +182,7 @@ def test_a_wrong_key_is_refused_without_reading_the_body(server: RunningServer) 
         (b"NONSENSE\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", 431),
         (b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 400_000, 431),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: evil.test\r\n\r\n", 403),

@@ -37,9 +37,9 @@ from ringfence.engine.templates.build import ensure_template
 from ringfence.engine.templates.builder import service
 from ringfence.engine.templates.builder.guest import Guest
 from ringfence.engine.volumes.manager import VolumeManager
+from ringfence.engine.zygote.joining import HOSTNAME
 
 Progress = Callable[[str], None]
-_HOSTNAME = "sandbox"
 
 
 class Engine:
@@ -252,7 +252,7 @@ class Engine:
             "template": template.root or template.key,
             "limits": dataclasses.asdict(limits),
             "guest": guest,
-            "hostname": _HOSTNAME,
+            "hostname": HOSTNAME,
             "snapshots": [*spec.snapshots, *template.snapshots],
             "volumes": [dataclasses.asdict(mount) for mount in spec.volumes],
         }

@@ -16,6 +16,9 @@ from ringfence.server.headers import Headers
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
+_MAX_FRAMING_BYTES = 2 * MAX_HEAD_BYTES
+"""Bytes of a head, of a chunk's size line or of trailers that may come in a row: the parser gathers a header
+until its line ends, and counts nothing itself."""
 _HIGH_WATER = 256 * 1024
 _MAX_INTERIM = 8
 
@@ -51,6 +54,7 @@ class GuestConnection(asyncio.Protocol):
         self._head: ResponseHead | None = None
         self._headers: Headers = []
         self._head_bytes = 0
+        self._framing = 0
         self._interim = 0
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -161,6 +165,7 @@ class GuestConnection(asyncio.Protocol):
         if not self._busy:  # bytes nobody asked for: out of step
             self._fail()
             return
+        self._framing += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -170,6 +175,8 @@ class GuestConnection(asyncio.Protocol):
             if not self._complete:
                 self._fail()
             self._keep_alive = False
+        if self._framing > _MAX_FRAMING_BYTES and not self._complete:
+            self._fail()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._until_eof and exc is None and self._head is not None:
@@ -199,6 +206,7 @@ class GuestConnection(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        self._framing = 0
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self._interim += 1
@@ -220,6 +228,7 @@ class GuestConnection(asyncio.Protocol):
         self._wake()
 
     def on_body(self, body: bytes) -> None:
+        self._framing = 0
         if self._head is None or self._complete:
             return
         self._chunks.append(body)

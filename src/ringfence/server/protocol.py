@@ -21,6 +21,9 @@ EXTENSION = "ringfence.connection"
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
+_MAX_FRAMING_BYTES = 2 * MAX_HEAD_BYTES
+"""Bytes of a head, of a chunk's size line or of trailers that may come in a row: the parser gathers a header
+until its line ends, and counts nothing itself."""
 HEAD_TIMEOUT = 15.0
 """Seconds in which a request's head must have arrived, counted from its first byte or from the connection."""
 
@@ -39,6 +42,7 @@ class ClientConnection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
+        self._framing = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._too_large = False
         self._upgrading = False
@@ -82,6 +86,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        self._framing += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -92,6 +97,9 @@ class ClientConnection(HttpToolsProtocol):
                 self._answer_and_close(431, "the request's headers are too large")
             else:
                 self._answer_and_close(400, "the request is not valid HTTP")
+        else:
+            if self._framing > _MAX_FRAMING_BYTES:
+                self._answer_and_close(431, "the request's headers are too large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -109,11 +117,20 @@ class ClientConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._framing = 0
         self._stop_head_timer()
         super().on_headers_complete()
         if self.parser.should_upgrade():
             # Whatever the answer, no other request can be read behind this one.
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._framing = 0
+        super().on_message_complete()
 
     def _count(self, size: int) -> None:
         self._head_bytes += size

@@ -74,6 +74,7 @@ BY_OTHER_LAYERS = (
     "a-neighbours-file",
     "the-template-is-written-to",
     "a-leaked-descriptor-leads-outside",
+    "the-hosts-name-is-told",
 )
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="what an ordinary user may not do, no sandbox can refuse"
@@ -121,6 +122,7 @@ def facts(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "token": TOKEN,
             "marker": str(marker),
             "victim": victim.pid,
+            "host_name": os.uname().nodename,
             "abstract": TOKEN,
             "tcp_port": tcp.getsockname()[1],
             "sockets": [str(tmp_path / "s")],
@@ -179,6 +181,18 @@ def test_what_the_other_layers_hold_gets_through_without_them(facts: dict[str, A
     through = {name for name, (verdict, _) in answers.items() if verdict == "got through"}
     assert set(BY_OTHER_LAYERS) - through == {"the-template-is-written-to"}  # the host looks at that one
     assert Path(facts["template_files"][0]).read_text() != "original"
+
+
+def test_a_thread_of_the_first_process_is_found(facts: dict[str, Any]) -> None:
+    name = "threads-of-pid-1-have-a-directory"
+    text = "import threading; threading.Thread(target=input).start(); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as threaded:
+        assert threaded.stdout is not None
+        assert threaded.stdout.readline()
+        assert run((name,), facts | {"first_process": threaded.pid})[name][0] == "got through"
+        threaded.communicate(b"\n\n")
 
 
 def _die(facts: Facts) -> str:

@@ -217,7 +217,7 @@ async def test_metadata(sandbox: AsyncSandbox, http: httpx.AsyncClient, workdir:
         assert (await http.post(f"/files?path={path}", content=b"", headers=headers)).status_code == 400
 
 
-async def test_compose(http: httpx.AsyncClient, workdir: Path) -> None:
+async def test_compose(http: httpx.AsyncClient, envd, workdir: Path) -> None:
     for name, size in (("a", 3_000_000), ("b", 0), ("c", 5)):
         (workdir / name).write_bytes(name.encode() * size)
     order = {"source_paths": [f"{workdir}/{name}" for name in "abc"], "destination": f"{workdir}/new/all"}
@@ -237,6 +237,7 @@ async def test_compose(http: httpx.AsyncClient, workdir: Path) -> None:
     ):
         assert (await http.post("/files/compose", json=order | change)).status_code == status
     assert (await http.post("/files/compose", content=b"[" * 100_000)).status_code == 400
+    assert os.listdir(f"/proc/{envd.pid}/task") == [str(envd.pid)]
 
 
 async def test_token_guards_everything_else(guarded) -> None:

@@ -12,6 +12,7 @@ from e2b import (
     FileType,
     InvalidArgumentException,
     Sandbox,
+    SandboxException,
 )
 
 RPC = "/filesystem.Filesystem/"
@@ -125,6 +126,41 @@ async def test_make_dir(sandbox: AsyncSandbox, workdir: Path) -> None:
     for path in ("file", "file/below"):
         with pytest.raises(InvalidArgumentException):
             await sandbox.files.make_dir(f"{workdir}/{path}")
+
+
+async def test_a_tree_deeper_than_any_path(sandbox: AsyncSandbox, workdir: Path) -> None:
+    current = os.open(workdir, os.O_RDONLY)
+    for _ in range(2500):  # more than Python's recursion allows, and than PATH_MAX
+        os.mkdir("d" * 8, dir_fd=current)
+        below = os.open("d" * 8, os.O_RDONLY, dir_fd=current)
+        os.close(current)
+        current = below
+    os.mkfifo("pipe", dir_fd=current)
+    os.close(current)
+    assert 0 < len(await sandbox.files.list(str(workdir), depth=10_000)) < 2500
+    await sandbox.files.remove(f"{workdir}/{'d' * 8}")
+    assert list(workdir.iterdir()) == []
+
+
+async def test_a_tree_that_cannot_be_removed_says_why(sandbox: AsyncSandbox) -> None:
+    with pytest.raises(SandboxException, match="error removing file or directory: "):
+        await sandbox.files.remove("/proc/self/attr")
+
+
+async def test_there_is_no_thread_that_proc_would_show(envd, sandbox: AsyncSandbox, workdir: Path) -> None:
+    (workdir / "a" / "b").mkdir(parents=True)
+    await sandbox.files.rename(f"{workdir}/a", f"{workdir}/c")
+    await sandbox.files.remove(f"{workdir}/c")
+    assert os.listdir(f"/proc/{envd.pid}/task") == [str(envd.pid)]
+
+
+async def test_users_from_a_pipe_are_none(run_envd) -> None:
+    envd = run_envd()
+    (envd.root / "passwd").rename(envd.root / "passwd.old")
+    os.mkfifo(envd.root / "passwd")
+    async with asyncio.timeout(10):
+        with pytest.raises(AuthenticationException, match="user"):
+            await AsyncSandbox(**envd.sdk_options()).files.list("/")
 
 
 async def test_remove(sandbox: AsyncSandbox, workdir: Path) -> None:

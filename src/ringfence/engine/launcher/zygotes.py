@@ -11,6 +11,7 @@ from typing import Any
 from ringfence.core.descriptors import refuse_descriptors
 from ringfence.engine.isolation import linux, mounts, oom, userns
 from ringfence.engine.zygote import channel
+from ringfence.engine.zygote.joining import HOSTNAME
 from ringfence.engine.zygote.kernel import CODE_PATH
 
 # What the kernel zygote needs of us, by package below `ringfence`; it has nothing else of ours.
@@ -111,6 +112,7 @@ def _become_kernel_zygote(
         | linux.CLONE_NEWUTS
         | linux.CLONE_NEWCGROUP
     )
+    socket.sethostname(HOSTNAME)  # what libraries learn and keep when they are imported
     plan = mounts.RootPlan(
         layers=layers,
         size=_ZYGOTE_MEMORY,

@@ -73,6 +73,7 @@ class Surroundings:
             "pids": limits.pids,
             "open_files": limits.open_files,
             "cpus": limits.cpus,
+            "host_name": os.uname().nodename,
             "host_cpus": os.cpu_count() or 1,
             "grace": 2,
         }

@@ -14,6 +14,8 @@ NAMESPACES = {
     "cgroup": linux.CLONE_NEWCGROUP,
     "pid_for_children": linux.CLONE_NEWPID,
 }
+HOSTNAME = "sandbox"
+"""What the host is called in every sandbox, and where what it is forked from imports its libraries."""
 
 
 def join_cgroups(procs: tuple[int, ...]) -> None:

@@ -1,6 +1,5 @@
 """The whole of envd as one Starlette application."""
 
-import concurrent.futures.thread  # noqa: F401  # `asyncio.to_thread` would import it when it is too late
 import os
 
 from starlette.applications import Starlette

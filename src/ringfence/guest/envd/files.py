@@ -1,6 +1,5 @@
 """``/files`` and ``/files/compose``: who may, which path is meant, and what is answered."""
 
-import asyncio
 import errno
 import json
 import os
@@ -8,12 +7,14 @@ import posixpath
 import secrets
 import stat
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ringfence.guest.apart import run_apart
 from ringfence.guest.config import GuestConfig
 from ringfence.guest.connect import ConnectError, Message, discard_body
 from ringfence.guest.envd import fields
@@ -128,7 +129,7 @@ class FileService:
                 raise HTTPError(400, "destination is required")
             target = self._resolve(fields.text(order, "destination"), user)
             paths = [self._source(source, target, user) for source in sources]
-            await asyncio.to_thread(_join, paths, target, user)
+            await _compose(paths, target, user)
         except HTTPError as error:
             return error_response(error.status, error.message)
         except ConnectError as error:
@@ -174,10 +175,19 @@ async def _compose_order(request: Request) -> Message:
     return order
 
 
+async def _compose(sources: list[str], target: str, user: User) -> None:
+    try:
+        await run_apart(partial(_join, sources, target, user))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise HTTPError(507, "not enough disk space available") from None
+        raise HTTPError(500, f"error composing files: {error}") from None
+
+
 def _join(sources: list[str], target: str, user: User) -> None:
     """Copy `sources` one after the other to a temporary file, which then takes the place of `target`.
 
-    Runs in a thread. Raises `HTTPError`; a file that was there before is then untouched.
+    Raises `OSError`; a file that was there before is then untouched.
     """
     temporary = f"{target}.e2b-compose.{secrets.token_hex(8)}.tmp"
     try:
@@ -190,12 +200,10 @@ def _join(sources: list[str], target: str, user: User) -> None:
         finally:
             os.close(output)
         Path(temporary).replace(target)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             Path(temporary).unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise HTTPError(507, "not enough disk space available") from None
-        raise HTTPError(500, f"error composing files: {error}") from None
+        raise
     for source in sources:
         with suppress(OSError):
             Path(source).unlink()

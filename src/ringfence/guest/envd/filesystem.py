@@ -11,15 +11,18 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from starlette.routing import Route
 
+from ringfence.guest.apart import run_apart
 from ringfence.guest.config import GuestConfig
 from ringfence.guest.connect import Call, ConnectError, Message, UnaryEndpoint
 from ringfence.guest.envd import fields
 from ringfence.guest.envd.entries import Entries
 from ringfence.guest.envd.paths import PathError, ensure_dirs, printable, resolve
+from ringfence.guest.envd.removal import remove_tree
 from ringfence.guest.envd.users import User, UserDatabase, call_user
 
 MAX_ENTRIES = 50_000
@@ -108,7 +111,7 @@ class FilesystemService:
         path = self._path(request, "path", self._user(call))
         with os_errors("error removing file or directory"), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.lstat(path).st_mode):
-                await asyncio.to_thread(shutil.rmtree, path)
+                await run_apart(partial(remove_tree, path))
             else:
                 os.unlink(path)  # noqa: PTH108
         return {}
@@ -126,7 +129,7 @@ class FilesystemService:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                await asyncio.to_thread(shutil.move, source, destination)
+                await run_apart(partial(_move, source, destination))
             return {"entry": self._entries.describe(destination)}
 
     async def list_dir(self, request: Message, call: Call) -> Message:
@@ -140,7 +143,7 @@ class FilesystemService:
     async def _list(self, path: str, depth: int) -> list[Message]:
         found: list[Message] = []
         for child in _walk(path, depth):
-            with suppress(FileNotFoundError):  # removed while we looked
+            with suppress(OSError):  # removed while we looked, or below what a path can name
                 found.append(self._entries.describe(child))
             if len(found) > MAX_ENTRIES:
                 message = f"more than {MAX_ENTRIES} entries in {printable(path)}: list with less depth"
@@ -148,6 +151,10 @@ class FilesystemService:
             if len(found) % _SLICE == 0:
                 await asyncio.sleep(0)
         return found
+
+
+def _move(source: str, destination: str) -> None:
+    shutil.move(source, destination)
 
 
 def _require_absent(path: str) -> None:

@@ -143,7 +143,7 @@ class Watcher:
             current = todo.pop()
             try:
                 with os.scandir(posixpath.join(self._root, current)) as found:
-                    children = sorted((entry.name, *_kind(entry)) for entry in found)
+                    children = sorted((entry.name, *_kind(entry, sized=announce)) for entry in found)
             except OSError:
                 continue  # gone, or not readable
             for name, is_directory, written in children:
@@ -205,9 +205,9 @@ class Watcher:
         self._pending.append(event)
 
 
-def _kind(entry: "os.DirEntry[str]") -> tuple[bool, bool]:
-    """Whether it is a directory, and whether it is a file that somebody has written something to."""
+def _kind(entry: "os.DirEntry[str]", *, sized: bool) -> tuple[bool, bool]:
+    """Whether it is a directory, and, if `sized`, whether it is a file with something in it."""
     with suppress(OSError):
-        if entry.is_file(follow_symlinks=False):
+        if sized and entry.is_file(follow_symlinks=False):
             return False, entry.stat(follow_symlinks=False).st_size > 0
     return entry.is_dir(follow_symlinks=False), False

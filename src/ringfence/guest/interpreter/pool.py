@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import select
 import time
 import uuid
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ringfence.guest.interpreter.saved import KernelState, SavedContext, padding
 from ringfence.guest.interpreter.saving import SaveError
 from ringfence.guest.limits import LimitWatch
 from ringfence.guest.memory import MemoryMeter
+from ringfence.guest.waiting import writable
 
 _log = logging.getLogger(__name__)
 
@@ -110,10 +112,10 @@ class KernelPool:
             if length:
                 row = replace(row, state=KernelState(-1, position, length))
                 gap = padding(position + length)
-                await asyncio.to_thread(_write, target, gap)
+                await _write(target, gap)
                 position += length + len(gap)
             rows.append(row)
-        await asyncio.to_thread(_write, target, table_of(rows))
+        await _write(target, table_of(rows))
 
     async def go_on(self) -> None:
         """Let the kernels go on after `save`."""
@@ -185,9 +187,10 @@ class KernelPool:
         return self._config.default_workdir or kernel_user(self._config).home
 
 
-def _write(target: int, data: bytes) -> None:
+async def _write(target: int, data: bytes) -> None:
     try:
         while data:
-            data = data[os.write(target, data) :]
+            await writable(target)
+            data = data[os.write(target, data[: select.PIPE_BUF]) :]  # a pipe that is ready takes so much
     except OSError as error:
         raise SaveError("the host has stopped reading the state of the kernels") from error

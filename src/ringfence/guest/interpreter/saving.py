@@ -7,12 +7,12 @@ host's end. What it writes goes from one pipe into another without being looked 
 import asyncio
 import contextlib
 import os
-import select
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringfence.guest.interpreter.output import make_pipe
+from ringfence.guest.waiting import readable, writable
 
 if TYPE_CHECKING:
     from ringfence.guest.interpreter.kernel import Kernel
@@ -21,7 +21,7 @@ _CALL_SECONDS = 0.2
 """How often a kernel is called that does not answer: it may have been between two steps."""
 _ABORT_SECONDS = 5.0
 _CHUNK = 1 << 20
-_POLL_MILLISECONDS = 100
+_POLL_SECONDS = 0.1
 
 
 class SaveError(Exception):
@@ -30,7 +30,7 @@ class SaveError(Exception):
 
 @dataclass
 class Forwarding:
-    """Moves what comes out of the pipe `source` into the pipe `target`; runs in a thread.
+    """Moves what comes out of the pipe `source` into the pipe `target`.
 
     room: the most bytes. deadline: monotonic time. It ends when `expected` bytes were moved, at the end of
     `source`, or when `stopped`.
@@ -44,13 +44,14 @@ class Forwarding:
     expected: int | None = None
     stopped: bool = False
 
-    def run(self) -> None:
+    async def run(self) -> None:
         """Move until the end. Raises SaveError."""
-        readable, writable = select.poll(), select.poll()
-        readable.register(self.source, select.POLLIN)
-        writable.register(self.target, select.POLLOUT)
         while not self._done():
-            if not readable.poll(_POLL_MILLISECONDS) or not writable.poll(_POLL_MILLISECONDS):
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await readable(self.source)
+                    await writable(self.target)
+            except TimeoutError:
                 continue
             try:
                 count = os.splice(self.source, self.target, _CHUNK, flags=os.SPLICE_F_NONBLOCK)
@@ -63,6 +64,7 @@ class Forwarding:
             self.moved += count
             if self.moved > self.room:
                 raise SaveError(f"its state is larger than {self.room >> 20} MiB")
+            await asyncio.sleep(0)
 
     def _done(self) -> bool:
         if self.expected is not None and self.moved >= self.expected:
@@ -125,7 +127,7 @@ async def save_kernel(kernel: "Kernel", target: int, room: int, memory: int, dea
     """
     source, given = make_pipe()
     forwarding = Forwarding(source, target, room, deadline + _ABORT_SECONDS)
-    moving = asyncio.create_task(asyncio.to_thread(forwarding.run))
+    moving = asyncio.create_task(forwarding.run())
     try:
         try:
             request = await kernel.request_state(given, memory)

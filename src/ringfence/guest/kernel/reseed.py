@@ -27,7 +27,7 @@ def reseed() -> None:
     random.seed()
     ctypes.CDLL(None).srandom(int.from_bytes(os.urandom(4), "little"))
     vars(tempfile)["_name_sequence"] = None
-    vars(uuid)["_last_timestamp"] = None
+    vars(uuid)["_last_timestamp"] = vars(uuid)["_node"] = None
     for hook in (*_LIBRARIES, *_hooks):
         try:
             hook()

@@ -25,6 +25,7 @@ from ringfence.guest.envd.spawn import Program, SpawnError, read_report, set_win
 from ringfence.guest.envd.users import UserDatabase
 from ringfence.guest.reaper import Reaper
 from ringfence.guest.sudo.policy import Policy, RefusedError, Request, explain, with_shell
+from ringfence.guest.waiting import readable
 
 SOCKET = Path("/run/ringfence/sudo.sock")
 
@@ -120,7 +121,7 @@ class SudoServer:
             raise RefusedError(explain(program.path, error.errno, error.stage, program.cwd)) from None
         status = self._reaper.register(pid)
         try:
-            await _readable(report)
+            await readable(report)
             failure = read_report(os.read(report, 256))
         finally:
             os.close(report)
@@ -148,7 +149,7 @@ class _Running:
             if background:
                 return
             while not self.status.done():
-                heard = loop.create_task(_readable(connection.fileno()))
+                heard = loop.create_task(readable(connection.fileno()))
                 await asyncio.wait((heard, self.status), return_when=asyncio.FIRST_COMPLETED)
                 if not heard.done():
                     heard.cancel()
@@ -189,7 +190,7 @@ async def _receive(connection: socket.socket, owned: contextlib.ExitStack) -> tu
     """The request and the caller's streams, which `owned` closes."""
     text, streams = bytearray(), array.array("i")
     while not text.endswith(b"\0\0"):
-        await _readable(connection.fileno())
+        await readable(connection.fileno())
         space = socket.CMSG_SPACE(_STREAMS * streams.itemsize)
         try:
             data, ancillary, _, _ = connection.recvmsg(65536, space, socket.MSG_CMSG_CLOEXEC)
@@ -220,18 +221,3 @@ def _terminal(program: Program, size: tuple[int, int]) -> tuple[int, int]:
         os.fchown(slave, program.user.uid, program.user.gid)
         os.fchmod(slave, 0o620)
     return master, slave
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, _settle, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
-
-
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

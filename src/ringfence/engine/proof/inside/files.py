@@ -11,6 +11,7 @@ CATEGORY = "files"
 _ROOT = "root directory of its own"
 _TEMPLATE = "read-only template, writable layer"
 _DEV = "minimal /dev"
+_NUMBERS_TRIED = 300
 
 
 def _read(path: str) -> bytes:
@@ -212,6 +213,19 @@ def magic_links_of_pid_1(facts: Facts) -> str:
     if told:
         raise GotThrough(f"can be read: {', '.join(told)}")
     return "nothing of /proc/1 that leads anywhere can be opened"
+
+
+@attack(CATEGORY, "masked /proc")
+def threads_of_pid_1_have_a_directory(facts: Facts) -> str:
+    """Threads are not listed in /proc, but have a directory there, which no mask covers; through it envd,
+    which is PID 1, would give away the map of its own memory.
+    """
+    first = facts.get("first_process", 1)
+    for number in range(first + 1, first + _NUMBERS_TRIED):
+        with suppress(OSError), open(f"/proc/{number}/status") as file:
+            if f"\nTgid:\t{first}\n" in file.read():
+                raise GotThrough(f"/proc/{number} is a thread of process {first}")
+    return f"none of {_NUMBERS_TRIED} numbers is a thread of process {first}"
 
 
 def _opened_descriptors() -> list[str]:

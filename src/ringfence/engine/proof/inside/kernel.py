@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import platform
 import pty
+import socket
 from contextlib import suppress
 
 from ringfence.engine.proof.inside import native
@@ -91,6 +93,17 @@ def the_hosts_secrets_are_read(facts: Facts) -> str:
     if told:
         raise GotThrough(f"can be read: {', '.join(told)}")
     return f"none of {len(_SECRET)} files tells anything"
+
+
+@attack(CATEGORY, "UTS namespace")
+def the_hosts_name_is_told(facts: Facts) -> str:
+    """Libraries keep the name that the machine had when they were imported, which was before the fork."""
+    names = {platform.node(), socket.gethostname(), os.uname().nodename}
+    if facts["host_name"] == "sandbox":
+        raise NotApplicable("the host has the name of a sandbox")
+    if facts["host_name"] in names:
+        raise GotThrough("the host's name is known")
+    return f"named {', '.join(sorted(names))}"
 
 
 @attack(CATEGORY, _PROC)
