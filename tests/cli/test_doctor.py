@@ -37,7 +37,7 @@ def test_the_embedded_backend(tmp_path: Path) -> None:
     assert "backend: local" in ended.stdout
     assert "isolation: " in ended.stdout
     assert "attacks contained: " in ended.stdout
-    assert "got through" not in ended.stdout
+    assert "got through:" not in ended.stdout
 
 
 def test_a_wrong_key_is_told(tmp_path: Path, server: Any) -> None:

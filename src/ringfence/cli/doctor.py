@@ -90,8 +90,7 @@ async def _examine(which: Literal["essential", "all"], tier: str) -> dict[str, A
         times = report["times_s"] | found.pop("times_s")
         report |= {**found, "times_s": times}
         if report["backend"] == "local" and report["works"]:
-            # What exhausts a limit may end gVisor's kernel, and the sandbox under attack with it.
-            report["proof"] = await _attack("essential" if tier == "gvisor" else which, tier)
+            report["proof"] = await _attack(which, tier)
         if policy is not None:
             report["others"] = [
                 await _try_another(settings, name) for name in sorted(policy.backends() - {report["backend"]})
@@ -191,20 +190,20 @@ def _tier(isolation: dict[str, Any]) -> list[str]:
 
 
 def _attacks(proof: dict[str, Any]) -> list[str]:
-    """Contained and tried by category; each that got through, or did not apply, by name."""
-    counts: dict[str, list[int]] = {}
+    """Verdicts by category; each attack that got through, or did not apply, by name."""
+    verdicts = ("contained", "not applicable", "got through")
+    counts: dict[str, dict[str, int]] = {}
     named = []
     for finding in proof["findings"]:
-        count = counts.setdefault(finding["category"], [0, 0])
-        if finding["verdict"] != "not applicable":
-            count[0] += finding["verdict"] == "contained"
-            count[1] += 1
+        counts.setdefault(finding["category"], dict.fromkeys(verdicts, 0))[finding["verdict"]] += 1
         if finding["verdict"] != "contained":
             named.append(
                 f"  {finding['verdict']}: {finding['attack']} as {finding['who']}: {finding['evidence']}"
             )
     lines = ["", f"attacks contained: {proof['contained']} of {proof['total']}, in {proof['seconds']:.1f} s"]
-    lines += [f"  {name:<18} {contained:>3} of {total}" for name, (contained, total) in counts.items()]
+    lines.append(f"  {'':<18}" + "".join(f"{verdict:>16}" for verdict in verdicts))
+    for name, count in counts.items():
+        lines.append(f"  {name:<18}" + "".join(f"{count[verdict]:>16}" for verdict in verdicts))
     return lines + named
 
 

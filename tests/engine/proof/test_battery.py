@@ -34,6 +34,23 @@ async def test_every_attack_is_contained(engine_with_canary: Engine) -> None:
     assert searched.verdict == "contained"
 
 
+@pytest.mark.skipif(
+    os.environ.get("RINGFENCE_TEST_ISOLATION") != "gvisor", reason="three minutes; make test-gvisor"
+)
+@pytest.mark.timeout(900)
+async def test_under_gvisor_no_attack_gets_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET_OF_THE_SERVER", CANARY)
+    engine = await Engine.start(EngineSettings(templates=(TEMPLATE,), isolation="gvisor"))
+    try:
+        report = await run_probes(engine, TEMPLATE, "all", canary=CANARY)
+    finally:
+        await engine.aclose()
+    assert not report.got_through, summary(report.got_through, 50)
+    attempted = {(finding.attack, finding.who) for finding in report.findings}
+    assert attempted >= {(one.name, who) for one in program.ATTACKS.values() for who in one.who}
+    assert sum(finding.verdict == "contained" for finding in report.findings) > 150
+
+
 async def test_the_essential_attacks_are_contained(engine: Engine) -> None:
     report = await run_probes(engine, TEMPLATE)
     assert not report.got_through, summary(report.got_through, 50)

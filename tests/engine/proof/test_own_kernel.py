@@ -1,8 +1,12 @@
 """Under gVisor only what is known of gVisor's own kernel is passed over."""
 
+import shutil
+import subprocess
+from dataclasses import replace
+
 import pytest
 
-from ringfence.engine.proof import own_kernel
+from ringfence.engine.proof import outside, own_kernel
 from ringfence.engine.proof.model import Finding
 
 
@@ -36,6 +40,9 @@ def test_what_is_known_of_gvisor_does_not_apply(attack: str, evidence: str) -> N
         ("the-hosts-devices-are-there", "/dev has fuse, kvm, net"),
         ("the-nursery-is-read", "can be opened: /proc/1/mem, /proc/1/environ"),
         ("it-has-capabilities-outside", "CapEff has 0x200000"),
+        ("it-has-capabilities-outside", "not proven: KeyError: 'CapAmb'"),
+        ("terminals", "not proven: it hung"),
+        ("priority-is-raised", "SCHED_FIFO"),
         ("magic-links-of-pid-1", "can be read: environ, fd, maps, fd/16 (pipe:[3])"),
         ("mounts", "mount was done: 0"),
         ("a-host-file-is-out-of-reach", "read it"),
@@ -53,3 +60,20 @@ def test_pipes_of_pid_1_are_for_the_sandboxs_root_alone() -> None:
 
 def test_other_verdicts_stay() -> None:
     assert verdict("io-uring", "io_uring_setup reached the kernel: EINVAL", before="contained") == "contained"
+
+
+def test_nothing_is_passed_over_unless_the_host_saw_gvisor_alone() -> None:
+    name = own_kernel.OWN.replace(" ", "-")
+    seen = Finding(name, "kernel interfaces", "gVisor", "host", "contained", "7 processes")
+    assert own_kernel.proven([seen])
+    assert not own_kernel.proven([replace(seen, verdict="got through")])
+    assert not own_kernel.proven([replace(seen, attack="another")])
+    assert not own_kernel.proven([])
+
+
+@pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is not installed")
+def test_the_host_sees_a_program_that_is_not_gvisors() -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as program:
+        with pytest.raises(AssertionError, match="cat"):
+            outside._programs({program.pid: outside.family(program.pid)[program.pid]}, warden=0)
+        program.kill()

@@ -14,7 +14,7 @@ from ringfence.core.errors import RingfenceError
 from ringfence.core.ids import new_sandbox_id
 from ringfence.engine.engine import Engine
 from ringfence.engine.model import Limits, NetworkRules, Sandbox, SandboxSpec
-from ringfence.engine.proof import output, outside, own_kernel, program
+from ringfence.engine.proof import ending, output, outside, own_kernel, program
 from ringfence.engine.proof.guest_client import GuestAnswerError, run_cell, run_program
 from ringfence.engine.proof.model import Finding, ProofReport
 from ringfence.engine.proof.surroundings import DENIED, Surroundings, surroundings
@@ -28,6 +28,8 @@ _GVISOR_PATIENCE = 5
 """gVisor needs memory of its own, and is slower."""
 _RULES = NetworkRules(deny=(DENIED,))
 _CGROUPS = "cgroup"
+_PARTIES = ("user", "root", "kernel")
+_NO_ANSWER = "not proven: it gave no answer: "
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,34 @@ async def _attack_and_look(
         else:
             findings = await _attack(run, which)
         findings += await output.run(run.sandbox, run.token, everything=which == "all")
-        if sandbox.isolation == "gvisor":
-            findings = [own_kernel.judged(finding) for finding in findings]
-        findings += outside.examine(sandbox, os.geteuid() == 0, _has_cgroups(engine))
+        seen = outside.examine(sandbox, os.geteuid() == 0, _has_cgroups(engine))
         processes = outside.family(sandbox.pid)
-    return [*findings, outside.leftovers(sandbox, processes)]
+    findings += [outside.leftovers(sandbox, processes)]
+    if sandbox.isolation == "gvisor" and which == "all":
+        findings += await _attack_alone(run, template)
+    if own_kernel.proven(seen):
+        findings = [own_kernel.judged(finding) for finding in findings]
+    return findings + seen
+
+
+async def _attack_alone(run: _Run, template: str) -> list[Finding]:
+    """The attacks that may end their sandbox; such an end is judged too."""
+    ends = ending.Ends.of(run.engine)
+    findings = []
+    for name, who in ending.MAY_END:
+        async with _sandbox(run.engine, template, run.sandbox.limits) as (sandbox, token):
+            processes = outside.family(sandbox.pid)
+            before, started = await run.engine.stats(sandbox.sandbox_id), time.monotonic()
+            [finding] = await _attack_as(replace(run, sandbox=sandbox, token=token), who, [name])
+            if (name, who) == ending.OVERUSE:
+                after, seconds = await run.engine.stats(sandbox.sandbox_id), time.monotonic() - started
+                used = after.cpu_seconds - before.cpu_seconds
+                finding = ending.use_judged(finding, used, seconds, sandbox.limits.cpus)
+            if finding.evidence.startswith(_NO_ANSWER):
+                end = await ends.wait(sandbox.sandbox_id)
+                finding = ending.judged(finding, end, outside.leftovers(sandbox, processes))
+        findings.append(finding)
+    return findings
 
 
 def _cache_paths(sandbox: Sandbox) -> list[str]:
@@ -93,7 +118,8 @@ def _cache_paths(sandbox: Sandbox) -> list[str]:
 def _small_limits(engine: Engine, template: str, which: str) -> Limits:
     ceiling = engine.ceiling
     if _in_gvisor(engine, template):
-        return replace(_LIMITS, cpus=min(4.0, ceiling.cpus), memory_mb=_GVISOR_MEMORY_MB)
+        cpus = 4.0 if which == "essential" else _LIMITS.cpus
+        return replace(_LIMITS, cpus=min(cpus, ceiling.cpus), memory_mb=_GVISOR_MEMORY_MB)
     wanted = replace(_LIMITS, cpus=4.0) if which == "essential" else _LIMITS  # nothing is measured: be quick
     return Limits(**{name: min(value, getattr(ceiling, name)) for name, value in vars(wanted).items()})
 
@@ -132,16 +158,18 @@ async def _attack_with_neighbour(run: _Run, template: str) -> list[Finding]:
 async def _attack(run: _Run, which: Which) -> list[Finding]:
     names = [one.name for one in program.ATTACKS.values() if which == "all" or one.essential]
     if which == "all":  # one after the other: what fills a limit would disturb the others
-        return [
-            finding for who in ("user", "root", "kernel") for finding in await _attack_as(run, who, names)
-        ]
-    parties = [_attack_as(run, who, names) for who in ("root", "kernel")]  # a kernel is the user's, too
+        return [finding for who in _PARTIES for finding in await _attack_among_others(run, who, names)]
+    parties = [_attack_among_others(run, who, names) for who in ("root", "kernel")]  # a kernel is the user's
     return [finding for findings in await asyncio.gather(*parties) for finding in findings]
 
 
+async def _attack_among_others(run: _Run, who: str, names: Collection[str]) -> list[Finding]:
+    if run.sandbox.isolation == "gvisor":
+        names = ending.without(names, who)
+    return await _attack_as(run, who, names)
+
+
 async def _attack_as(run: _Run, who: str, names: Collection[str]) -> list[Finding]:
-    untried = own_kernel.untried(names, who) if run.sandbox.isolation == "gvisor" else []
-    names = [name for name in names if name not in {finding.attack for finding in untried}]
     text = program.attacks(who, names, run.facts)
     trouble = "no answer"
     collected = b""
@@ -156,7 +184,7 @@ async def _attack_as(run: _Run, who: str, names: Collection[str]) -> list[Findin
             trouble = collected[-300:].decode(errors="replace")
     except (GuestAnswerError, RingfenceError) as error:
         trouble = str(error)
-    return [*untried, *_read(collected, who, names, trouble)]
+    return _read(collected, who, names, trouble)
 
 
 def _read(collected: bytes, who: str, names: Collection[str], trouble: str) -> list[Finding]:
@@ -168,8 +196,6 @@ def _read(collected: bytes, who: str, names: Collection[str], trouble: str) -> l
     findings = []
     for one in program.ATTACKS.values():
         if one.name in names and who in one.who:
-            verdict, evidence = answers.get(
-                one.name, ("got through", f"not proven: it gave no answer: {trouble}")
-            )
+            verdict, evidence = answers.get(one.name, ("got through", f"{_NO_ANSWER}{trouble}"))
             findings.append(Finding(one.name, one.category, one.layer, who, verdict, evidence))  # type: ignore[arg-type]
     return findings

@@ -4,11 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ringfence.engine.gvisor import runsc
 from ringfence.engine.isolation import capabilities, userns
 from ringfence.engine.model import Sandbox
+from ringfence.engine.proof import own_kernel
 from ringfence.engine.proof.model import Finding, Verdict
 
 _KEPT = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP")
+_REAL_TIME = (os.SCHED_FIFO, os.SCHED_RR, 6)  # 6: SCHED_DEADLINE
+_CGROUPS = Path("/sys/fs/cgroup")
 _ALLOWED = sum(1 << capabilities.NUMBERS[name] for name in _KEPT)
 Status = dict[str, str]
 
@@ -75,7 +79,12 @@ def examine(sandbox: Sandbox, privileged: bool, limited: bool) -> list[Finding]:
         ("a process has no filter", "kernel interfaces", "seccomp", _filters),
         ("a process is outside of the cgroup", "limits", "cgroup", lambda all_: _groups(all_, limited)),
         ("a process is in a namespace of the host's", "processes", "namespaces", _namespaces),
+        ("a process goes before others", "limits", "capabilities", _priorities),
     )
+    if sandbox.isolation == "gvisor":
+        checks += (
+            (own_kernel.OWN, "kernel interfaces", "gVisor", lambda all_: _programs(all_, sandbox.pid)),
+        )
     return [_judged(name, category, layer, check, processes) for name, category, layer, check in checks]
 
 
@@ -176,6 +185,40 @@ def _namespaces(processes: dict[int, Status]) -> str:
     return f"{looked} namespaces of {len(processes)} processes are others than the host's"
 
 
+def _priorities(processes: dict[int, Status]) -> str:
+    """Niceness, scheduling and safety from the out-of-memory killer, against the engine's own."""
+    ours = _priority(os.getpid())
+    assert ours is not None
+    looked = [found for found in map(_priority, processes) if found is not None]
+    for nice, policy, spared in looked:
+        if nice < ours[0] or policy in _REAL_TIME or spared < ours[2]:
+            _fail(f"nice {nice}, policy {policy}, oom_score_adj {spared}; the engine's: {ours}")
+    return f"{len(looked)} processes go after the engine"
+
+
+def _priority(pid: int) -> tuple[int, int, int] | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[16]), int(fields[38]), int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    except (OSError, IndexError):
+        return None  # it has just ended
+
+
+def _programs(processes: dict[int, Status], warden: int) -> str:
+    """But for PID 1, which is the engine's own, the host's kernel runs runsc and nothing else."""
+    allowed = os.stat(runsc.find())  # noqa: PTH116 - compared by device and inode
+    for pid, status in processes.items():
+        if pid == warden:
+            continue
+        try:
+            found = os.stat(f"/proc/{pid}/exe")  # noqa: PTH116
+        except FileNotFoundError:
+            continue  # it has just ended
+        if not os.path.samestat(found, allowed):
+            _fail(f"the host's kernel runs process {pid} ({status['Name']})")
+    return f"{len(processes)} processes, of gVisor but for the first"
+
+
 def leftovers(sandbox: Sandbox, processes: dict[int, Status]) -> Finding:
     """What is left of a sandbox that was killed, which had these processes."""
     alive = _everyone()
@@ -192,6 +235,8 @@ def leftovers(sandbox: Sandbox, processes: dict[int, Status]) -> Finding:
         return Finding(name, category, layer, "host", "got through", f"processes {left}")
     if sandbox.http_socket.parent.exists():
         return Finding(name, category, layer, "host", "got through", f"{sandbox.http_socket.parent}")
-    return Finding(
-        name, category, layer, "host", "contained", f"{len(processes)} processes and the sockets are gone"
-    )
+    groups = [str(path) for path in _CGROUPS.rglob(sandbox.sandbox_id)]
+    if groups or sandbox.sandbox_id in Path("/proc/self/mountinfo").read_text():
+        return Finding(name, category, layer, "host", "got through", f"cgroups {groups}, or a mount")
+    evidence = f"{len(processes)} processes, the sockets, cgroups and mounts are gone"
+    return Finding(name, category, layer, "host", "contained", evidence)

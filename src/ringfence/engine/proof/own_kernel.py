@@ -3,14 +3,14 @@
 Inside gVisor a system call that is not refused reached gVisor's kernel, a program without power on the host,
 and not the host's. Such an attack proves nothing either way: it does not apply, and the report names it with
 what it saw. Only attacks in this table are judged so, each for its reason and only for the evidence that is
-known of gVisor: with any other evidence, and all other attacks, are judged as ever.
+known of gVisor: with any other evidence, and all other attacks, are judged as ever. And only where the host
+has seen that gVisor's programs, and none of the sandbox's, are what its own kernel runs.
 """
 
 import re
 from collections.abc import Collection
 from dataclasses import replace
 
-from ringfence.engine.proof import program
 from ringfence.engine.proof.model import Finding
 
 _REACHED = r"\w+ reached the kernel: E\w+"
@@ -18,7 +18,6 @@ _REACHED = r"\w+ reached the kernel: E\w+"
 _OWN_NAMESPACE = rf"unshare was done: 0|{_REACHED}"
 _ANSWERED = "gVisor's own kernel answered, not the host's"
 _SHOWN = "it is gVisor's own file, and tells nothing of the host"
-_UNTOLD = "this gVisor's /proc does not say"
 _SETTINGS = (
     "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory", "/proc/sys/net/ipv4/ip_forward",
     "/proc/1/oom_score_adj", "/proc/1/uid_map",
@@ -37,7 +36,6 @@ _KNOWN = {
         f"/dev has {_some_of('fuse', 'net')}",
         "gVisor makes these devices up; none is the host's",
     ),
-    "a-setuid-program-gives-power": (r"not proven: KeyError: 'NoNewPrivs'", _UNTOLD),
     "magic-links-of-pid-1": (
         "can be read: environ, fd, maps",
         "gVisor shows names of descriptors and every environment to all; that of PID 1 holds a PATH and no "
@@ -50,7 +48,6 @@ _KNOWN = {
     "the-namespaces-of-others-are-joined": (r"/proc/1/ns/\w+ can be opened", _SHOWN),
     "a-new-namespace-by-unshare": (_OWN_NAMESPACE, _ANSWERED),
     "namespaces-of-every-kind": (_OWN_NAMESPACE, _ANSWERED),
-    "it-has-capabilities-outside": (r"not proven: KeyError: 'CapAmb'", _UNTOLD),
     "it-is-in-the-hosts-user-namespace": (r"uid_map: \[\(0, 0, 4294967295\)\]", _SHOWN),
     "the-hosts-settings-are-written": (f"can be written: {_some_of(*_SETTINGS)}", _SHOWN),
     "the-hosts-secrets-are-read": (r"can be read: /proc/cmdline", _SHOWN),
@@ -61,11 +58,11 @@ _KNOWN = {
         "Seccomp: 0",
         "the filter is outside, on gVisor itself; the host looks at it",
     ),
-    "the-network-is-reconfigured": (r"not proven: OSError: \[Errno 25\] .*", _ANSWERED),
     "priority-is-raised": (
         "nice -5",
-        "it is a number of gVisor's; to the host all of its threads are alike",
+        "it is a number of gVisor's; the host looks at the priorities of its threads",
     ),
+    "terminals": ("300 terminals", "they are gVisor's own, in its memory: the host's supply is as before"),
 }
 """Of each attack: all that its evidence may say (a regular expression), and the reason."""
 _KNOWN_OF_ROOT = {
@@ -77,17 +74,13 @@ _KNOWN_OF_ROOT = {
 }
 """What is known of the sandbox's root alone."""
 
-_ENDS_IT = "the-guest-is-killed"
-"""gVisor lets the sandbox's root end PID 1, and with it the sandbox: its own, and nothing else."""
+OWN = "gVisor's kernel alone runs programs of the sandbox"
+"""The check on the host, without which nothing is passed over."""
 
 
-def untried(names: Collection[str], who: str) -> list[Finding]:
-    """What is not tried, because the sandbox would be gone for the attacks after it."""
-    one = program.ATTACKS[_ENDS_IT]
-    if who != "root" or _ENDS_IT not in names or who not in one.who:
-        return []
-    evidence = "not tried: gVisor lets the sandbox's root end PID 1, which ends its own sandbox"
-    return [Finding(one.name, one.category, one.layer, who, "not applicable", evidence)]
+def proven(seen: Collection[Finding]) -> bool:
+    """Whether the host has seen that no program of the sandbox runs on its own kernel."""
+    return any(finding.attack == OWN.replace(" ", "-") and finding.verdict == "contained" for finding in seen)
 
 
 def judged(finding: Finding) -> Finding:

@@ -38,6 +38,7 @@ class MemoryGuard(MemoryMeter):
     def start(self) -> None:
         """Begin to look, on the running event loop."""
         if self._limit:
+            self.look()
             self._task = asyncio.get_running_loop().create_task(self._watch())
 
     def oom_kills(self) -> int:
@@ -66,19 +67,32 @@ class MemoryGuard(MemoryMeter):
             await asyncio.sleep(_SECONDS)
 
     def look(self) -> None:
-        """End the largest process if it is time. A forked page counts for each that has it."""
-        sizes = _sizes()
-        used = sum(sizes.values())
+        """End the largest process if it is time."""
+        used = _used()
         self._peak = max(self._peak, used)
-        candidates = {pid: size for pid, size in sizes.items() if pid not in self._spared}
-        if used > self._most and candidates:
+        if used <= self._most:
+            return
+        candidates = {pid: size for pid, size in _sizes().items() if pid not in self._spared}
+        if candidates:
             self._kills += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(max(candidates, key=candidates.__getitem__), signal.SIGKILL)
 
 
+def _used() -> int:
+    """Bytes of memory of all processes, and of files in memory: a page that several have counts once.
+
+    Raises OSError, ValueError.
+    """
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "AnonPages":
+            return int(value.split()[0]) << 10
+    raise ValueError("gVisor's /proc/meminfo has no AnonPages")
+
+
 def _sizes() -> dict[int, int]:
-    """Bytes of memory by pid."""
+    """Bytes of memory by pid; a page that several have counts for each."""
     found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - often, and names are all that is needed
         if name.isdigit():

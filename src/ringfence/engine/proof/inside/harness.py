@@ -166,4 +166,4 @@ def main(who: str, names: Collection[str], facts: Facts) -> None:
         for one, verdict, evidence in run(batch, facts):
             line = {"attack": one.name, "verdict": verdict, "evidence": evidence}
             sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
+            sys.stdout.flush()  # the next one may end the sandbox

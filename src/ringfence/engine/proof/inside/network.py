@@ -91,15 +91,21 @@ def there_are_interfaces(facts: Facts) -> str:
 @attack(CATEGORY, _NAMESPACE)
 def the_network_is_reconfigured(facts: Facts) -> str:
     """Take loopback down, give it an address: needs power over the network namespace."""
+    answers = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for request, data in (
             (0x8914, struct.pack("16sH14s", b"lo", 0x1, b"")),
             (0x8916, struct.pack("16sHH4s8s", b"lo:9", 2, 0, socket.inet_aton("127.9.9.9"), b"")),
         ):
-            with suppress(PermissionError):
+            try:
                 fcntl.ioctl(probe, request, data)
-                raise GotThrough(f"ioctl {request:#x} on lo was done")
-    return "ioctl on lo: EPERM"
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTTY):  # ENOTTY: a kernel without this request
+                    raise GotThrough(f"ioctl {request:#x} on lo reached the kernel: {error}") from None
+                answers.append(errno.errorcode[error.errno])
+                continue
+            raise GotThrough(f"ioctl {request:#x} on lo was done")
+    return f"ioctl on lo: {', '.join(answers)}"
 
 
 @attack(CATEGORY, "seccomp")
