@@ -65,13 +65,19 @@ def measure(server: Server, tier: str, rounds: int) -> dict[str, float]:
     return {"create → first result": births[len(births) // 2], **best}
 
 
+def _health(server: Server) -> dict[str, Any]:
+    headers = {"X-API-KEY": server.options["api_key"]}
+    answer: dict[str, Any] = httpx.get(f"{server.options['api_url']}/health", headers=headers).json()
+    return answer
+
+
 def main() -> None:
     """Measure both tiers, print, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     with serving("base") as server:
-        gvisor = httpx.get(f"{server.options['api_url']}/health").json()["isolation"]["gvisor"]
+        gvisor = _health(server)["isolation"]["gvisor"]
         if not gvisor["available"]:
             raise SystemExit(gvisor["detail"])
         figures: dict[str, Any] = {

@@ -146,7 +146,9 @@ async def test_gzip_negotiation(http: httpx.AsyncClient, workdir: Path) -> None:
         return answer.headers.get("content-encoding")
 
     assert await encoding("gzip") == "gzip"
-    assert await encoding("br, gzip;q=0.5") == "gzip"
+    assert await encoding("gzip, deflate, br, zstd") is None
+    assert await encoding("br, gzip, identity;q=0") == "gzip"
+    assert await encoding("gzip;q=0.5, identity;q=0.1") == "gzip"
     assert await encoding("identity") is None
     assert await encoding("") is None
     assert await encoding("br") is None
