@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ringfence.core.errors import LauncherError, TemplateError
+from ringfence.core.uninterrupted import uninterrupted
 from ringfence.engine.link import LauncherLink
 from ringfence.engine.model import Template
 
@@ -55,9 +56,12 @@ class BuiltTemplates:
             if key not in self._warm:
                 while len(self._warm) >= _MOST_WARM and await self._cool_one():
                     pass
-                await self._link.call("warm", template=description_of(root))
-            self._warm[key] = None
+                await uninterrupted(self._bring(key, root))
             self._warm.move_to_end(key)
+
+    async def _bring(self, key: str, root: Template) -> None:
+        await self._link.call("warm", template=description_of(root))
+        self._warm[key] = None
 
     async def _cool_one(self) -> bool:
         """Take the one that was used longest ago out of service; false when all have sandboxes."""
@@ -69,10 +73,13 @@ class BuiltTemplates:
     async def _cool(self, key: str) -> bool:
         with contextlib.suppress(LauncherError):
             if key in self._warm:
-                await self._link.call("cool", template=key)
-                del self._warm[key]
+                await uninterrupted(self._take_out(key))
                 return True
         return False
+
+    async def _take_out(self, key: str) -> None:
+        await self._link.call("cool", template=key)
+        del self._warm[key]
 
 
 IMAGE = "image-"

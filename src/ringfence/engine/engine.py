@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import (
+    LauncherError,
     LimitError,
     RingfenceError,
     SandboxNotFoundError,
     SandboxStartError,
     TemplateError,
 )
+from ringfence.core.uninterrupted import uninterrupted
 from ringfence.engine.built import BuiltTemplates, description_of
 from ringfence.engine.gvisor.tier import Tier
 from ringfence.engine.isolation_report import IsolationReport
@@ -168,7 +170,7 @@ class Engine:
         self._exit_listeners.append(listener)
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Start a sandbox; it serves when this returns.
+        """Start a sandbox; it serves when this returns. Nothing of it is left when this raises.
 
         Raises TemplateError (unknown template), LimitError (over the ceiling, or too many sandboxes),
         VolumeError, SandboxStartError.
@@ -194,13 +196,15 @@ class Engine:
                 await self.volumes.attach(mount.volume)
             way_out = await self._network.open(spec.sandbox_id, spec.network)
             birth = {**self._birth(spec, template, limits), "gvisor": gvisor}
-            answer = await self._call_with(way_out, "create", {**birth, "resume": bool(spec.snapshots)})
-        except BaseException:
-            self._network.forget(spec.sandbox_id)
-            self._specs.pop(spec.sandbox_id, None)
+            birth["resume"] = bool(spec.snapshots)
+            answer = await self._call_with(way_out, "create", birth)
+        except BaseException as error:
+            await uninterrupted(self._take_back(spec.sandbox_id, asked=not isinstance(error, RingfenceError)))
             raise
         finally:
             self._starting.discard(spec.sandbox_id)
+        if spec.sandbox_id not in self._specs:
+            raise SandboxStartError("the sandbox ended while it was starting")
         directory = self._runtime_dir / spec.sandbox_id
         sandbox = Sandbox(
             spec.sandbox_id, template, limits, directory / "http.sock", directory / "tunnel.sock", started_at,
@@ -211,6 +215,14 @@ class Engine:
             await self._start_service(sandbox, spec)
         return sandbox
 
+    async def _take_back(self, sandbox_id: str, *, asked: bool) -> None:
+        """Forget a sandbox that was to be created, and end it if the launcher may have it."""
+        with contextlib.suppress(LauncherError):
+            if asked:
+                await self.kill(sandbox_id)
+        if self._specs.pop(sandbox_id, None) is not None:  # or its end has been announced
+            self._network.forget(sandbox_id)
+
     async def _start_service(self, sandbox: Sandbox, spec: SandboxSpec) -> None:
         """Run the template's start command and wait for a while until it is ready."""
         try:
@@ -218,7 +230,7 @@ class Engine:
                 await service.start_service(guest, sandbox.template)
                 await service.wait_ready(guest, sandbox.template, service.CREATE_TIMEOUT)
         except BaseException as error:
-            await self.kill(sandbox.sandbox_id)
+            await uninterrupted(self.kill(sandbox.sandbox_id))
             if isinstance(error, TemplateError):
                 raise SandboxStartError(str(error)) from error
             raise
@@ -325,16 +337,24 @@ class Engine:
         gvisor = await self._tier.request() if old.isolation == "gvisor" else None
         way_out = await self._network.open(sandbox_id, None)
         birth = {**self._birth(spec, old.template, old.limits), "gvisor": gvisor}
-        answer = await self._call_with(way_out, "revive", birth)
-        sandbox = dataclasses.replace(old, pid=answer["pid"])
-        if sandbox_id in self._sandboxes:
-            self._sandboxes[sandbox_id] = sandbox
+        try:
+            answer = await uninterrupted(self._call_with(way_out, "revive", birth))
+            sandbox = dataclasses.replace(old, pid=answer["pid"])
+            if sandbox_id in self._sandboxes:
+                self._sandboxes[sandbox_id] = sandbox
+            await self._restart_service(sandbox, spec)
+        except asyncio.CancelledError:
+            with contextlib.suppress(RingfenceError):  # it could not be revived
+                await uninterrupted(self.suspend(sandbox_id))
+            raise
+        return sandbox
+
+    async def _restart_service(self, sandbox: Sandbox, spec: SandboxSpec) -> None:
         if sandbox.template.start_cmd:
             # Its files are worth more than its service: when that fails, the sandbox is there to look why.
             with contextlib.suppress(RingfenceError):
                 async with Guest(sandbox.http_socket, spec.access_token) as guest:
                     await service.start_service(guest, sandbox.template)
-        return sandbox
 
     async def snapshot(self, sandbox_id: str, name: str, *, memory: bool = False) -> int:
         """Copy the files that a sandbox has written into the new snapshot `name`; its size in bytes.
@@ -343,7 +363,9 @@ class Engine:
         the snapshot topmost. Raises KernelStateError when that cannot be done: there is no snapshot then.
         A running sandbox is frozen meanwhile. The copy does not contain the snapshots that it started from.
         """
-        answer = await self._link.call("snapshot", id=sandbox_id, name=name, memory=memory)
+        # Who is cancelled may remove what there is of it, and that must not be added to any more.
+        work = self._link.call("snapshot", id=sandbox_id, name=name, memory=memory)
+        answer = await uninterrupted(work)
         return int(answer["bytes"])
 
     async def unpack(self, name: str, archive: int | None, files: dict[str, str] | None = None) -> int:
@@ -378,8 +400,8 @@ class Engine:
     def _on_event(self, event: dict[str, Any]) -> None:
         if event.get("event") == "exit":
             self._sandboxes.pop(event["id"], None)
-            self._specs.pop(event["id"], None)
-            self._network.forget(event["id"])
+            if self._specs.pop(event["id"], None) is not None:
+                self._network.forget(event["id"])
             self._tell(Exit(event["id"], event["reason"], event["detail"]))
         elif event.get("event") == "launcher-died":
             self.ended.set()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ringfence.core.descriptors import refuse_descriptors
 from ringfence.core.errors import RingfenceError
+from ringfence.core.uninterrupted import uninterrupted
 from ringfence.engine.model import Sandbox
 from ringfence.server.errors import ApiError, from_engine, quota_reached
 from ringfence.server.records import Record
@@ -57,7 +58,7 @@ class Pausing:
                 )
             if healthy and not await _answers(record.sandbox):
                 raise ApiError(503, f"the guest agent of sandbox {record.sandbox_id} does not answer")
-            await self._pause(record, memory=memory)
+            await uninterrupted(self._pause(record, memory=memory))
 
     async def _pause(self, record: Record, *, memory: bool) -> None:
         # From here on nothing is forwarded to it; what was under way is broken off, as E2B does.
@@ -84,21 +85,24 @@ class Pausing:
             if not record.paused:
                 return False
             self._registry.check_room(lifetime)
-            try:
-                if record.pause_mode == "full" and not memory:
-                    await self._engine.suspend(record.sandbox_id)
-                    record.pause_mode = "filesystem"
-                if record.pause_mode == "full":
-                    await self._engine.thaw(record.sandbox_id)
-                else:
-                    record.sandbox = await self._engine.revive(record.sandbox_id)
-            except RingfenceError as error:
-                raise from_engine(error) from error
-            self._require_live(record)
-            record.pause_mode = None
-            self._registry.renew(record, lifetime)
-            self._registry.log(record, "sandbox resumed")
+            await uninterrupted(self._resume(record, lifetime, memory=memory))
             return True
+
+    async def _resume(self, record: Record, lifetime: int, *, memory: bool) -> None:
+        try:
+            if record.pause_mode == "full" and not memory:
+                await self._engine.suspend(record.sandbox_id)
+                record.pause_mode = "filesystem"
+            if record.pause_mode == "full":
+                await self._engine.thaw(record.sandbox_id)
+            else:
+                record.sandbox = await self._engine.revive(record.sandbox_id)
+        except RingfenceError as error:
+            raise from_engine(error) from error
+        self._require_live(record)
+        record.pause_mode = None
+        self._registry.renew(record, lifetime)
+        self._registry.log(record, "sandbox resumed")
 
     async def wake(self, record: Record) -> bool:
         """Resume a sandbox because of traffic to it, when its creator wants that; whether it runs."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringfence.core.errors import RingfenceError
 from ringfence.core.ids import is_sandbox_id, new_sandbox_id, new_token
+from ringfence.core.uninterrupted import uninterrupted
 from ringfence.engine.lease import Leases
 from ringfence.engine.model import TIERS, Exit, Isolation, Limits, SandboxSpec, Template, VolumeMount
 from ringfence.server.errors import ApiError, from_engine, quota_reached
@@ -227,7 +228,7 @@ class Registry:
         if record is None:
             return False
         logger.info("killing sandbox %s: %s", sandbox_id, reason)
-        await self._engine.kill(sandbox_id)
+        await uninterrupted(self._engine.kill(sandbox_id))
         return True
 
     async def close(self) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringfence.core.descriptors import close_aside, refuse_descriptors
-from ringfence.engine.egress.outbox import Outbox, OutboxFullError
 from ringfence.engine.egress.relay import close
+from ringfence.engine.outbox import Outbox, OutboxFullError
 from ringfence.engine.zygote import channel
 
 _MAX_TEXT = 64 * 1024

@@ -33,12 +33,12 @@ from ringfence.engine.egress.http1 import client_context
 from ringfence.engine.egress.mirror.blobs import Blobs
 from ringfence.engine.egress.mirror.fetch import Fetcher
 from ringfence.engine.egress.mirror.service import Index, Mirror
-from ringfence.engine.egress.outbox import Outbox
 from ringfence.engine.egress.policy import PolicyError, from_fields, preset
 from ringfence.engine.egress.resolver import Resolver
 from ringfence.engine.egress.settings import NetworkSettings, fixed_hosts
 from ringfence.engine.egress.transforms import Edge
 from ringfence.engine.isolation import capabilities, linux
+from ringfence.engine.outbox import Outbox
 from ringfence.engine.zygote import channel
 
 _NOBODY = 65534
@@ -77,14 +77,14 @@ class Egress:
             self._ended.set()
             return
         try:
-            answer = getattr(self, "_op_" + request["op"])(request, fds)
+            answer = getattr(self, "_verb_" + request["verb"])(request, fds)
         except PolicyError as error:
             answer = {"error": str(error)}
         finally:
             channel.close_all(fds)
         self._tell({"reply": request["request"], **answer})
 
-    def _op_settings(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def _verb_settings(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         self._settings = NetworkSettings.from_dict(request["settings"])
         self._packages = [(host, port) for host, port in request["packages"]]
         resolver = Resolver(fixed_hosts(self._settings.hosts))
@@ -98,19 +98,19 @@ class Egress:
             self._mirror = Mirror(indexes, fetcher, self._blobs)
         return {}
 
-    def _op_roots(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def _verb_roots(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         self._roots += request["pem"]
         return {}
 
-    def _op_blob(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _verb_blob(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._blobs.opened(request["number"], fds.pop() if fds else None, request["found"])
         return {}
 
-    def _op_blob_ended(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def _verb_blob_ended(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         self._blobs.ended(request["number"])
         return {}
 
-    def _op_attach(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _verb_attach(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         sandbox_id = request["id"]
         policy = from_fields(request["policy"], self._packages)
         end = socket.socket(fileno=fds.pop())
@@ -133,14 +133,14 @@ class Egress:
         self._gateways[sandbox_id].set_policy(policy, _edges(request))
         return {}
 
-    def _op_policy(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def _verb_policy(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         gateway = self._gateways.get(request["id"])
         if gateway is not None:
             policy = from_fields(request["policy"], self._packages)
             gateway.set_policy(policy, _edges(request), request["authority"])
         return {}
 
-    def _op_detach(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def _verb_detach(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         gateway = self._gateways.pop(request["id"], None)
         if gateway is None:
             return {}
@@ -148,7 +148,7 @@ class Egress:
         self._tell({"event": "account", "id": request["id"], "account": gateway.account()})
         return {}
 
-    def _op_account(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
+    def _verb_account(self, request: dict[str, Any], _: list[int]) -> dict[str, Any]:
         gateway = self._gateways.get(request["id"])
         return {"account": gateway.account()} if gateway is not None else {}
 

@@ -12,10 +12,10 @@ from ringfence.engine.egress.dialer import Dialer
 from ringfence.engine.egress.gateway import Gateway
 from ringfence.engine.egress.http1 import client_context
 from ringfence.engine.egress.main import Egress
-from ringfence.engine.egress.outbox import Outbox, OutboxFullError
 from ringfence.engine.egress.policy import preset
 from ringfence.engine.egress.resolver import Resolver
 from ringfence.engine.egress.settings import NetworkSettings
+from ringfence.engine.outbox import Outbox, OutboxFullError
 from ringfence.engine.zygote import channel
 
 LONG = "x" * 10_000
@@ -84,7 +84,7 @@ async def test_the_egress_answers_an_engine_that_reads_late() -> None:
         running = asyncio.create_task(Egress(theirs).run())
         ours.setblocking(False)
         for number in range(MANY):
-            while not sent(ours, {"request": number, "op": "account", "id": "none"}):
+            while not sent(ours, {"request": number, "verb": "account", "id": "none"}):
                 await asyncio.sleep(0)
         found = await read(ours, MANY)
         assert [message["reply"] for message in found] == list(range(MANY))
