@@ -100,6 +100,9 @@ class _Serving:
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(contextlib.closing(Store(self._database)))
             keys, made_key = load_keys(store, self._settings.preset_keys())
+            secrets = Secrets(self._database, self._settings.data_dir / "secrets.key")
+            stack.enter_context(contextlib.closing(secrets))
+            secrets.check()
             starting = asyncio.create_task(Engine.start(self._engine_settings(), self._progress))
             engine = await self._unless_stopped(starting)
             if engine is None:
@@ -116,8 +119,6 @@ class _Serving:
                     most=self._settings.max_volumes,
                     size_mb=self._settings.volume_size_mb,
                 )
-                secrets = Secrets(self._database, self._settings.data_dir / "secrets.key")
-                stack.enter_context(contextlib.closing(secrets))
                 registry = self._registry(engine, snapshots, volumes, NetworkRequests(engine, secrets))
                 secrets.listeners.append(registry.refresh_secrets)
                 async with (

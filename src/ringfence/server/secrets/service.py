@@ -21,6 +21,7 @@ _MAX_VALUE = 16 * 1024
 _MAX_ENTRIES, _MAX_KEY, _MAX_ENTRY, _MAX_METADATA = 32, 128, 1024, 8192
 _BAD_NAME = re.compile(r"[{}\x00-\x1f\x7f-\x9f]")
 _RESERVED = "sec_"
+_REMOVE_ALL = "sqlite3 {} 'DELETE FROM secrets'"
 
 Listener = Callable[[str], Awaitable[None]]
 """Takes an owner."""
@@ -30,12 +31,31 @@ class Secrets:
     """The secrets of all owners. Everything happens under one lock, so that names stay unique."""
 
     def __init__(self, database: Path, key_file: Path) -> None:
+        self._database = database
         self._store = SecretStore(database)
         self._vault = Vault(key_file)
         self._lock = asyncio.Lock()
         self.generation = 0
         """Grows with every change."""
         self.listeners: list[Listener] = []
+
+    def check(self) -> None:
+        """Raise ConfigurationError when secrets are kept that cannot be read, because their key is lost."""
+        kept = self._store.all()
+        reasons = [reason for one in kept if (reason := self._unreadable(one))]
+        if reasons:
+            raise ConfigurationError(
+                f"{len(reasons)} of {len(kept)} secrets in {self._database} cannot be read: {reasons[0]}. "
+                "Put the key file back from your backup, with mode 0600. If it is lost, so are the values: "
+                f"then {_REMOVE_ALL.format(self._database)} removes all secrets, to be created again"
+            )
+
+    def _unreadable(self, secret: Secret) -> str:
+        try:
+            self._vault.open(secret.sealed, secret.belongs_to)
+        except UnreadableError as error:
+            return str(error)
+        return ""
 
     async def all(self, owner: str) -> list[Secret]:
         """An owner's secrets, by name."""
@@ -103,8 +123,9 @@ class Secrets:
             return None
 
     async def _keep(self, blank: Secret, value: str) -> Secret:
+        first = not await asyncio.to_thread(self._store.all)
         try:
-            sealed = await asyncio.to_thread(self._vault.seal, value, blank.belongs_to)
+            sealed = await asyncio.to_thread(self._vault.seal, value, blank.belongs_to, first=first)
         except ConfigurationError as error:
             raise ApiError(500, f"secrets cannot be kept: {error}") from None
         secret = dataclasses.replace(blank, sealed=sealed)

@@ -59,6 +59,11 @@ class SecretStore:
         )
         return [Secret(*row) for row in rows]
 
+    def all(self) -> list[Secret]:
+        """The secrets of all owners."""
+        rows = self._database.execute(f"SELECT {_COLUMNS} FROM secrets")  # noqa: S608 - our own names
+        return [Secret(*row) for row in rows]
+
     def put(self, secret: Secret) -> None:
         """Keep a secret, instead of what is there under its id."""
         self._database.execute(

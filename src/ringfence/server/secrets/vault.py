@@ -16,20 +16,23 @@ _NONCE_BYTES = 12
 
 
 class UnreadableError(Exception):
-    """A value cannot be decrypted: the key file is another one than it was written with."""
+    """A value cannot be decrypted; the message says why: the key file is missing, or another one."""
 
 
 class Vault:
-    """Encrypts and decrypts. The key file is made, with mode 0600, when the first value is encrypted."""
+    """Encrypts and decrypts. The key file is made, with mode 0600, for the first value of all."""
 
     def __init__(self, key_file: Path) -> None:
         self._file = key_file
 
-    def seal(self, value: str, belongs_to: str) -> bytes:
-        """The encrypted value. Raises ConfigurationError when the key file cannot be used."""
+    def seal(self, value: str, belongs_to: str, *, first: bool) -> bytes:
+        """The encrypted value. first: there is no other one yet, so a key that is not there may be made.
+
+        Raises ConfigurationError when the key file cannot be used.
+        """
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        if not self._file.exists():
+        if first and not self._file.exists():
             write_private(self._file, os.urandom(_KEY_BYTES))
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + AESGCM(self._key()).encrypt(nonce, value.encode(), belongs_to.encode())
@@ -43,8 +46,10 @@ class Vault:
             cipher = AESGCM(self._key())
             nonce, body = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
             return cipher.decrypt(nonce, body, belongs_to.encode()).decode()
-        except (InvalidTag, ValueError, ConfigurationError):
-            raise UnreadableError from None
+        except ConfigurationError as error:
+            raise UnreadableError(str(error)) from None
+        except (InvalidTag, ValueError):
+            raise UnreadableError(f"{self._file} is not the key it was encrypted with") from None
 
     def _key(self) -> bytes:
         try:
