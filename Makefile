@@ -1,5 +1,5 @@
 # make run     analyse real data in a sandbox, as an MCP client does
-# make test    run the tests
+# make test    run the tests, in two processes; JOBS=4 in four, each with a server of its own
 # make examples  run the examples for other people's agent frameworks, each in an environment of its own
 # make check   lint, formatting, types
 # make bench   measure all figures; BENCH="first_result network" only those
@@ -17,6 +17,7 @@ READY := $(VENV)/.ready
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+JOBS ?= 2
 BENCH ?= first_result e2b_operations fork_and_pause volumes network isolation gvisor mcp_server
 REQUIREMENTS := src/ringfence/engine/templates/requirements
 # uv reads none of pip's settings; this passes on where the user's pip gets its packages.
@@ -30,7 +31,7 @@ run: $(READY)
 # The templates first: building them takes minutes, and a test has two.
 test: $(READY)
 	@$(BIN)/ringfence template build base code-interpreter-mini code-interpreter-v1
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 examples: $(READY)
 	@$(BIN)/python -m pytest tests/examples -m 'frameworks or not load'
