@@ -2,6 +2,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,31 @@ async def test_a_session_that_the_server_lost_is_replaced_at_the_next_call(mappi
         await agent.execute_tool("counter", "forget")
         assert (await agent.execute_tool("counter", "count")).is_error
         assert (await agent.execute_tool("counter", "count")).text == "1"
+
+
+async def test_a_late_answer_about_the_old_session_leaves_the_new_one(
+    mapping: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with load_agent("one", mapping=mapping) as agent:
+        await agent.execute_tool("counter", "count")
+        await agent.execute_tool("counter", "forget")
+        connection = agent._connections.get("counter")
+        call, renewed = connection.call_tool, asyncio.Event()
+
+        async def late(tool: str, arguments: dict[str, Any], on_progress: Any = None) -> Any:
+            result = await call(tool, arguments, on_progress)
+            await renewed.wait()
+            return result
+
+        with monkeypatch.context() as patched:
+            patched.setattr(connection, "call_tool", late)
+            first = asyncio.create_task(agent.execute_tool("counter", "count"))
+            await asyncio.sleep(0.2)
+        assert (await agent.execute_tool("counter", "count")).is_error
+        assert (await agent.execute_tool("counter", "count")).text == "1"
+        renewed.set()
+        assert (await first).is_error
+        assert (await agent.execute_tool("counter", "count")).text == "2"
 
 
 async def test_an_error_that_names_a_session_does_not_end_it(mapping: Path) -> None:

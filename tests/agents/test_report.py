@@ -4,6 +4,8 @@ import pytest
 
 from ringfence.agents import Blob, Chart
 from ringfence.agents.report import as_html, complete, write_report
+from ringfence.agents.report_run import ReportJob, run_report
+from ringfence.core.errors import ConfigurationError
 
 CHARTS = [Chart(f"chart-{number}.png", Blob("image/png", bytes([number]))) for number in (1, 2)]
 
@@ -55,3 +57,17 @@ def test_a_report_replaces_its_own_files_only(tmp_path: Path) -> None:
     assert report.markdown.read_text().startswith("two\n")
     assert report.charts == (tmp_path / "chart-1.png",)
     assert (tmp_path / "chart-9.png").read_bytes() == b"mine"
+
+
+async def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    job = ReportJob(
+        "data_scientist",
+        "What is there?",
+        (),
+        tmp_path / "file" / "report",
+        "a-model",
+        "http://127.0.0.1:9/v1",
+    )
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        await run_report(job, environ={})

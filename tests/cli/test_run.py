@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ringfence.cli import script_runner
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 COMMAND = [sys.executable, "-P", "-m", "ringfence", "run"]
 
@@ -122,6 +124,31 @@ def test_a_shown_plotly_figure_is_saved_as_a_page(
     ended = run("-c", "import plotly.express as px; px.line(y=[1, 2]).show()")
     assert (ended.returncode, ended.stdout) == (0, b""), ended.stderr
     assert "plotly" in (tmp_path / "figures" / "figure-1.html").read_text()
+
+
+def test_what_this_computer_does_not_give_or_take_is_told_in_one_line(run: Run) -> None:
+    unread = run("--file", "/proc/self/mem", "-c", "print(1)")
+    assert (unread.returncode, unread.stdout) == (125, b"")
+    code = "import matplotlib.pyplot as plt; plt.plot([1]); plt.show(); print(1)"
+    unsaved = run("--figures", "/proc/none", "-c", code)
+    assert (unsaved.returncode, unsaved.stdout) == (1, b"1\n")
+    for ended in (unread, unsaved):
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+        assert ended.stderr.startswith(b"ringfence: ")
+
+
+def test_arguments_may_be_longer_than_one_argument_may_be(tmp_path: Path) -> None:
+    code, program = tmp_path / "code.py", tmp_path / "runner.py"
+    code.write_text("import sys; print(len(sys.argv))")
+    program.write_text(Path(script_runner.__file__).read_text())
+    out, end = os.pipe()
+    config = {"path": str(code), "shown": "code.py", "args": ["x" * 1000] * 300, "cwd": str(tmp_path)}
+    directories = {"figures": str(tmp_path), "library": str(tmp_path), "runner": str(program)}
+    pid = script_runner._started({**config, **directories}, end, 2)
+    os.close(end)
+    assert os.waitpid(pid, 0)[1] == 0
+    with open(out) as file:
+        assert file.read() == "301\n"
 
 
 def test_a_missing_output_fails_a_script_that_succeeded(run: Run) -> None:

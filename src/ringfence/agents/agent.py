@@ -159,18 +159,19 @@ class Agent:
     ) -> ToolResult:
         connection = self._connections.get(server)
         rule = self._connections.mapping.servers[server].session
-        injected = False
+        handle = None
         if (
             rule is not None
             and rule.argument not in arguments
             and await self._takes_session(connection, use, tool, rule)
         ):
-            arguments = {**arguments, rule.argument: await self._session(connection, use, rule)}
-            injected = True
+            handle = await self._session(connection, use, rule)
+            arguments = {**arguments, rule.argument: handle}
         started = time.monotonic()
         raw = await connection.call_tool(tool, arguments, on_progress)
         result = ToolResult.of(raw, time.monotonic() - started)
-        if injected and rule is not None and _session_is_gone(result):
+        # Of several calls that meet the end of a session, a later one finds that there is a new one already.
+        if rule is not None and handle is not None and handle == use.session and _session_is_gone(result):
             await self._end_session(connection, use, rule)
         return result
 

@@ -52,6 +52,7 @@ async def run_report(
     with tempfile.TemporaryDirectory(prefix="ringfence-agent-") as staging:
         async with load_agent(job.agent, environ={**given, _ROOTS: staging}) as agent:
             agent.choose_model(job.model, job.base_url)
+            _check_out(job.out)
             files = _stage(job.files, Path(staging))
             try:
                 run = await agent.run(
@@ -69,6 +70,15 @@ async def run_report(
                 raise
             notebook, problem = await _notebook(agent, Path(staging), job.out)
             return ReportResult(run, _write(job, run, notebook), notebook, problem)
+
+
+def _check_out(out: Path) -> None:
+    """Before the work and not after it: whether the report can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ConfigurationError(f"the report cannot be written to {out}: {error.strerror}") from error
 
 
 def _stage(files: Sequence[Path], staging: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """The command line. Each command's module is imported when the command runs, so that starting is quick."""
 
 import importlib
+import io
 import sys
 
 import click
@@ -48,6 +49,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of ``ringfence``; errors that Ringfence raises on purpose become one line and status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal cannot show a character
     try:
         cli(prog_name="ringfence")
     except RingfenceError as error:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ringfence.cli.tame import tame
+
 if TYPE_CHECKING:
     from ringfence.agents.report_run import ReportJob, ReportResult
     from ringfence.agents.running import RunEvent
@@ -93,16 +95,11 @@ def _tell(event: "RunEvent") -> None:
         line = event.text
     shown = line if event.kind == "call" or len(line) <= _SHOWN else f"{line[:_SHOWN]} …"
     mark = {"call": "▶", "failure": "✗"}.get(event.kind, " ")
-    print(f"{mark} " + _tame(shown).strip().replace("\n", "\n  "), file=sys.stderr, flush=True)
-
-
-def _tame(text: str) -> str:
-    """Without what a terminal would obey; the text may come from anywhere."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+    print(f"{mark} " + tame(shown).strip().replace("\n", "\n  "), file=sys.stderr, flush=True)
 
 
 def _finish(result: "ReportResult") -> None:
-    print(_tame(result.run.output))
+    print(tame(result.run.output))
     usage = result.run.usage
     print(
         f"\n{usage.requests} requests, {usage.tool_calls} tool calls, {usage.input_tokens} tokens in, "

@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import click
 
+from ringfence.cli.tame import tame
+
 _AGAIN_SECONDS = 1.0
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -30,7 +32,7 @@ def command(sandbox: str, follow: bool, level: str, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({key: entry[key] for key in ("timestamp", "level", "message")}))
         else:
-            click.echo(f"{entry['timestamp']}  {entry['level']:<7}  {entry['message']}")
+            click.echo(tame(f"{entry['timestamp']}  {entry['level']:<7}  {entry['message']}"))
 
 
 def _entries(sandbox: str, *, follow: bool) -> Iterator[dict[str, Any]]:
@@ -52,11 +54,9 @@ def _entries(sandbox: str, *, follow: bool) -> Iterator[dict[str, Any]]:
                 return
             if answer.status_code != httpx.codes.OK:
                 raise click.ClickException(_reason(answer))
-            for entry in answer.json()["logEntries"]:
-                key = json.dumps(entry, sort_keys=True)
-                if key not in seen:
-                    seen.add(key)
-                    yield entry
+            page = {json.dumps(entry, sort_keys=True): entry for entry in answer.json()["logEntries"]}
+            yield from (entry for key, entry in page.items() if key not in seen)
+            seen = set(page)  # what the server has dropped does not come again
             if not follow:
                 return
             time.sleep(_AGAIN_SECONDS)

@@ -27,7 +27,7 @@ HOME = PurePosixPath("/home/user")
 _WORK = "/tmp/.ringfence-run"  # noqa: S108 - in the sandbox
 _FIGURES = f"{_WORK}/figures"
 _TIMED_OUT = 124
-_NO_SANDBOX = 125
+_NOT_RUN = 125
 _KILLED = 137
 _HINTS = {"SIGKILL": ": perhaps it reached the sandbox's limit of memory"}
 _MAX_PICTURE = 64 * 1024 * 1024
@@ -63,7 +63,7 @@ async def run_one_shot(job: OneShot, settings: Settings) -> int:
             return status
     except (BackendError, SandboxException, AuthenticationException, httpx.HTTPError) as error:
         _say(str(error) or type(error).__name__)
-        return _NO_SANDBOX
+        return _NOT_RUN
 
 
 async def _say_what_was_reached(backend: Backend, sandbox_id: str) -> None:
@@ -98,8 +98,12 @@ async def _sandbox(backend: Backend, job: OneShot) -> AsyncIterator[AsyncSandbox
 
 
 async def _run_in(sandbox: AsyncSandbox, job: OneShot) -> int:
-    for host, inside in job.files:
-        await _upload(sandbox, Path(host), inside)
+    try:
+        for host, inside in job.files:
+            await _upload(sandbox, Path(host), inside)
+    except OSError as error:
+        _say(f"--file: {error}")
+        return _NOT_RUN
     config = await _prepare(sandbox, job)
     script = _Script()
     runner = importlib.resources.files("ringfence.cli").joinpath("script_runner.py").read_text()
@@ -202,10 +206,14 @@ async def _bring_back(sandbox: AsyncSandbox, job: OneShot) -> bool:
     for inside, host in job.outputs:
         try:
             await _download(sandbox, inside, Path(host or PurePosixPath(inside).name))
-        except (SandboxException, OSError) as error:
+        except (SandboxException, httpx.HTTPError, OSError) as error:
             _say(f"--out {inside}: {error}")
             complete = False
-    await _save_figures(sandbox, job.figures)
+    try:
+        await _save_figures(sandbox, job.figures)
+    except (SandboxException, httpx.HTTPError, OSError) as error:
+        _say(f"the pictures could not be saved: {error}")
+        complete = False
     return complete
 
 
@@ -224,8 +232,9 @@ async def _download(sandbox: AsyncSandbox, inside: str, host: Path) -> None:
 async def _download_file(sandbox: AsyncSandbox, inside: str, host: Path) -> None:
     host.parent.mkdir(parents=True, exist_ok=True)
     with host.open("wb") as file:
-        async for chunk in await sandbox.files.read(inside, format="stream"):
-            file.write(chunk)
+        async with await sandbox.files.read(inside, format="stream") as chunks:
+            async for chunk in chunks:
+                file.write(chunk)
 
 
 async def _save_figures(sandbox: AsyncSandbox, directory: Path) -> None:

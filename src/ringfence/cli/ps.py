@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ringfence.cli.tame import tame
+
 if TYPE_CHECKING:
     from e2b import SandboxInfo
 
@@ -85,4 +87,5 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     table = [_COLUMNS, *rows]
     widths = [max(len(row[at]) for row in table) for at in range(len(_COLUMNS))]
     for row in table:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo(tame(line.replace("\n", " ")).rstrip())

@@ -58,8 +58,8 @@ def command(
     """Run SCRIPT (- for standard input) in a fresh sandbox, with ARGS.
 
     Standard output, standard error and the exit status are the script's own. 124: it was ended at the
-    timeout;
-    130: interrupted; 125: there is no sandbox to run it in.
+    timeout; 130: interrupted; 125: it was not run, for want of a sandbox or of a file. 1 also when a script
+    succeeded, but its --out files or pictures could not be brought back.
     """
     from ringfence.cli.leaving import leave
     from ringfence.cli.one_shot import OneShot, run_one_shot

@@ -31,6 +31,7 @@ Config = dict[str, Any]
 
 # Bytes of the script's output in one cell; E2B's and our kernels stop passing on output above 20 MiB.
 OUTPUT_PER_CELL = 8 * 1024 * 1024
+_SUFFIX = ".json"
 
 FIGURES_MODULE = """
 import os
@@ -150,7 +151,10 @@ def _pass_on(descriptor: int, tag: str) -> int:
 
 
 def _started(config: Config, out: int, err: int) -> int:
-    command = [sys.executable, config["runner"], json.dumps(config)]
+    # In a file: one argument may have 128 KiB, execve(2), and those of the script together have more.
+    with open(f"{config['runner']}{_SUFFIX}", "w") as file:
+        json.dump(config, file)
+    command = [sys.executable, config["runner"]]
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=config["cwd"])
     child.returncode = 0  # it is waited for by its pid, here
     return child.pid
@@ -286,8 +290,9 @@ def _catch_plotly() -> None:
     plotly.renderers.default = "ringfence_run"
 
 
-if __name__ == "__main__" and len(sys.argv) == 2 and sys.argv[1].startswith("{"):
-    _config = json.loads(sys.argv[1])
+if __name__ == "__main__" and os.path.isfile(f"{sys.argv[0]}{_SUFFIX}"):  # noqa: PTH113
+    with open(f"{sys.argv[0]}{_SUFFIX}") as _file:
+        _config = json.load(_file)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     sys.exit(script(_config))

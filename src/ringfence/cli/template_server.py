@@ -9,6 +9,8 @@ import httpx
 from e2b import ConnectionConfig, LogEntry, Template
 from e2b.exceptions import BuildException, SandboxException
 
+from ringfence.cli.tame import tame
+
 _TIMEOUT = 60.0
 
 
@@ -73,4 +75,4 @@ class TemplateServer:
 
 
 def _show(entry: LogEntry) -> None:
-    click.echo(entry.message, err=True)
+    click.echo(tame(entry.message), err=True)
