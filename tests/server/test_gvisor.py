@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -46,6 +47,25 @@ def _wait_for(condition: Callable[[], object]) -> object:
     return found
 
 
+@pytest.fixture(scope="module")
+def warm(server: RunningServer, hard: Sandbox) -> None:
+    """From here on sandboxes of the template are restored: the first has had an image made."""
+    _wait_for(lambda: not _gvisor(server)["starts"]["images_in_the_making"])
+
+
+def _gvisor(server: RunningServer) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/health", headers={"X-API-KEY": server.key}).json()[
+        "isolation"
+    ]["gvisor"]
+    return found
+
+
+def _detail(server: RunningServer, sandbox: Sandbox) -> dict[str, Any]:
+    headers = {"X-API-KEY": server.key}
+    found: dict[str, Any] = httpx.get(f"{server.url}/sandboxes/{sandbox.sandbox_id}", headers=headers).json()
+    return found
+
+
 def test_the_kernel_is_gvisors(hard: Sandbox) -> None:
     assert "gVisor" in hard.commands.run("dmesg").stdout
     inside = hard.files.read("/proc/version")
@@ -54,10 +74,8 @@ def test_the_kernel_is_gvisors(hard: Sandbox) -> None:
 
 
 def test_the_tier_is_named(server: RunningServer, hard: Sandbox) -> None:
-    headers = {"X-API-KEY": server.key}
-    detail = httpx.get(f"{server.url}/sandboxes/{hard.sandbox_id}", headers=headers).json()
-    assert detail["isolation"] == "gvisor"
-    health = httpx.get(f"{server.url}/health", headers=headers).json()["isolation"]
+    assert _detail(server, hard)["isolation"] == "gvisor"
+    health = httpx.get(f"{server.url}/health", headers={"X-API-KEY": server.key}).json()["isolation"]
     assert health["tier"] == "process"
     assert health["gvisor"]["available"] is True
     assert "runsc" in health["gvisor"]["detail"]
@@ -177,7 +195,83 @@ def test_the_way_out_is_the_egress(hard: Sandbox) -> None:
     assert hard.commands.run(straight).stdout == "none\n"
 
 
-def test_limits_are_met_by_the_program_and_not_by_the_sandbox(server: RunningServer, available: None) -> None:
+_TELL = """
+import json, os, random, resource, socket, ssl, time, uuid, numpy
+def told(path): return open(path).read()
+json.dumps({
+    "random": [random.random(), float(numpy.random.rand()), str(uuid.uuid1()), str(uuid.uuid4()),
+               ssl.RAND_bytes(16).hex(), os.urandom(16).hex()],
+    "host": socket.gethostname(), "memory": told("/proc/meminfo").split()[1],
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE), "pids": resource.getrlimit(resource.RLIMIT_NPROC),
+    "name": os.environ.get("NAME"), "id": os.environ["E2B_SANDBOX_ID"],
+    "home": sorted(os.listdir("/home/user")), "tmp": os.listdir("/tmp"), "time": time.time(),
+    "disk": os.statvfs("/").f_blocks * os.statvfs("/").f_frsize, "inodes": os.statvfs("/").f_files,
+})
+"""
+
+
+def test_restored_sandboxes_are_like_their_template_and_apart(
+    server: RunningServer, hard: Sandbox, warm: None
+) -> None:
+    hard.files.write("/home/user/of-the-first", "x")
+    found = []
+    for number in (1, 2):
+        limits = {"ringfence.memory_mb": str(700 + number), "ringfence.open_files": str(1000 + number),
+                  "ringfence.inodes": str(50_000 + number), "ringfence.pids": str(90 + number)}  # fmt: skip
+        sandbox = Sandbox.create(
+            "base",
+            metadata={**GVISOR, **limits},
+            envs={"NAME": f"name-{number}"},
+            timeout=60,
+            **server.options,
+        )
+        try:
+            assert _detail(server, sandbox)["restored"] is True
+            answer = sandbox.run_code(_TELL).text
+            assert answer is not None
+            told = json.loads(answer.strip("'"))
+            assert told["id"] == sandbox.sandbox_id
+            assert told["host"] == "sandbox"
+            assert told["memory"] == str((700 + number) * 1024)
+            assert told["files"] == [1000 + number] * 2
+            assert told["pids"] == [90 + number] * 2
+            assert told["inodes"] == 50_000 + number
+            assert told["disk"] == 1024 << 20
+            assert told["name"] == f"name-{number}"
+            assert abs(told["time"] - time.time()) < _SECONDS
+            assert told["tmp"] == []
+            assert told["home"] == [".bashrc", ".profile"]
+            sandbox.files.write("/home/user/mine", str(number))
+            assert sandbox.commands.run("cat mine; echo $NAME").stdout == f"{number}name-{number}\n"
+            refused = sandbox.commands.run("curl -sS -o /dev/null -w '%{http_code}' http://169.254.169.254/")
+            assert refused.stdout == "403"
+            found.append(told["random"])
+        finally:
+            sandbox.kill()
+    assert not set(found[0]) & set(found[1])
+
+
+def test_a_restored_one_stands_still_goes_on_and_is_copied(server: RunningServer, warm: None) -> None:
+    sandbox = Sandbox.create("base", metadata=GVISOR, timeout=300, **server.options)
+    try:
+        assert _detail(server, sandbox)["restored"] is True
+        sandbox.run_code("kept = 5; open('/home/user/word', 'w').write('copied')")
+        sandbox.pause()
+        sandbox.connect(timeout=300)
+        assert sandbox.run_code("kept").text == "5"
+        snapshot = sandbox.create_snapshot(mode="filesystem")
+    finally:
+        sandbox.kill()
+    other = Sandbox.create(snapshot.snapshot_id, metadata=GVISOR, timeout=60, **server.options)
+    try:
+        assert _detail(server, other)["restored"] is False  # it has files that an image knows nothing of
+        assert other.files.read("/home/user/word") == "copied"
+    finally:
+        other.kill()
+        Sandbox.delete_snapshot(snapshot.snapshot_id, **server.options)
+
+
+def test_limits_are_met_by_the_program_and_not_by_the_sandbox(server: RunningServer, warm: None) -> None:
     metadata = {**GVISOR, "ringfence.memory_mb": "768", "ringfence.pids": "32"}
     sandbox = Sandbox.create("base", metadata=metadata, timeout=300, **server.options)
     try:
@@ -195,7 +289,7 @@ def test_limits_are_met_by_the_program_and_not_by_the_sandbox(server: RunningSer
         sandbox.kill()
 
 
-def test_nothing_is_left_of_it(server: RunningServer, available: None) -> None:
+def test_nothing_is_left_of_it(server: RunningServer, warm: None) -> None:
     sandbox = Sandbox.create("base", metadata=GVISOR, timeout=300, **server.options)
     sandbox.commands.run("sleep 1000", background=True)
     assert _processes_of(server)

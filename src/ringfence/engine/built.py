@@ -9,7 +9,7 @@ are many of them the one that was used longest ago leaves it.
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ringfence.core.errors import LauncherError, TemplateError
@@ -21,10 +21,14 @@ _MOST_WARM = 64
 
 
 class BuiltTemplates:
-    """By key. `warm` may be called for any template; those of the engine itself are always warm."""
+    """By key. `warm` may be called for any template; those of the engine itself are always warm.
 
-    def __init__(self, link: LauncherLink) -> None:
+    discarded: is called with the key of one that is served no longer.
+    """
+
+    def __init__(self, link: LauncherLink, discarded: Callable[[str], None]) -> None:
         self._link = link
+        self._discarded = discarded
         self._templates: dict[str, Template] = {}
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._lock = asyncio.Lock()
@@ -43,6 +47,7 @@ class BuiltTemplates:
     def discard(self, key: str) -> None:
         """Serve it no longer. Its sandboxes live on; new ones cannot be made."""
         self._templates.pop(key, None)
+        self._discarded(key)
 
     async def warm(self, template: Template) -> None:
         """Bring into service what `template` stands on. Raises TemplateError, LauncherError."""

@@ -19,7 +19,9 @@ from ringfence.core.errors import (
 )
 from ringfence.core.uninterrupted import uninterrupted
 from ringfence.engine.built import BuiltTemplates, description_of
+from ringfence.engine.gvisor.images import Images
 from ringfence.engine.gvisor.tier import Tier
+from ringfence.engine.gvisor.warmstarts import Kind, WarmStarts
 from ringfence.engine.isolation_report import IsolationReport
 from ringfence.engine.link import LauncherLink, sweep
 from ringfence.engine.model import (
@@ -59,7 +61,9 @@ class Engine:
         self.isolation = IsolationReport.from_launcher([])
         """The layers of isolation and whether each is in force; `proof.startup` adds what attacks showed."""
         self._specs: dict[str, SandboxSpec] = {}
-        self._built = BuiltTemplates(link)
+        self.warm_starts = WarmStarts(Images(settings.cache_dir.absolute() / "gvisor-images"), link)
+        """Images of warmed sandboxes, from which those under gVisor are restored."""
+        self._built = BuiltTemplates(link, self.warm_starts.forget)
         self._network = Network(settings.network, settings.authority_dir, settings.cache_dir / "packages")
         self.volumes = VolumeManager(link, settings.volume_dir, unbounded=settings.unbounded_volumes)
         """Directories that outlive sandboxes."""
@@ -120,6 +124,7 @@ class Engine:
         return {name: value for name, value in totals.items() if value is not None}
 
     async def _look_for_gvisor(self) -> None:
+        await self.warm_starts.sweep()
         if self._settings.isolation == "gvisor":
             await self._tier.runtime()  # fails, and says how to install it, rather than serve less
         self.isolation = self.isolation.with_tier(self._settings.isolation, await self._tier.describe())
@@ -139,6 +144,7 @@ class Engine:
     async def aclose(self) -> None:
         """Kill every sandbox, end the launcher, remove the runtime directory."""
         self.volumes.close()
+        await self.warm_starts.aclose()
         await self._link.aclose()
         if self.ended.is_set():
             await sweep()
@@ -194,10 +200,7 @@ class Engine:
             await self._built.warm(template)
             for mount in spec.volumes:
                 await self.volumes.attach(mount.volume)
-            way_out = await self._network.open(spec.sandbox_id, spec.network)
-            birth = {**self._birth(spec, template, limits), "gvisor": gvisor}
-            birth["resume"] = bool(spec.snapshots)
-            answer = await self._call_with(way_out, "create", birth)
+            answer, restored = await self._start(spec, template, limits, gvisor)
         except BaseException as error:
             await uninterrupted(self._take_back(spec.sandbox_id, asked=not isinstance(error, RingfenceError)))
             raise
@@ -208,12 +211,30 @@ class Engine:
         directory = self._runtime_dir / spec.sandbox_id
         sandbox = Sandbox(
             spec.sandbox_id, template, limits, directory / "http.sock", directory / "tunnel.sock", started_at,
-            answer["pid"], isolation,
+            answer["pid"], isolation, restored,
         )  # fmt: skip
         self._sandboxes[spec.sandbox_id] = sandbox
         if template.start_cmd:
             await self._start_service(sandbox, spec)
         return sandbox
+
+    async def _start(
+        self, spec: SandboxSpec, template: Template, limits: Limits, gvisor: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], bool]:
+        """The launcher's answer, and whether the sandbox was restored from an image."""
+
+        async def attempt(gvisor: dict[str, Any] | None) -> dict[str, Any]:
+            way_out = await self._network.open(spec.sandbox_id, spec.network)
+            birth = {**self._birth(spec, template, limits), "gvisor": gvisor}
+            return await self._call_with(way_out, "create", {**birth, "resume": bool(spec.snapshots)})
+
+        if gvisor is None:
+            return await attempt(None), False
+        if spec.snapshots or spec.volumes or limits.disk_mb != template.limits.disk_mb:
+            return await self.warm_starts.start_cold(gvisor, attempt)
+        root = self._templates.get(template.root) or self._built.get(template.root) or template
+        kind = Kind(template.key, description_of(root), self._frame(template, limits, ()))
+        return await self.warm_starts.start(gvisor, kind, attempt)
 
     async def _take_back(self, sandbox_id: str, *, asked: bool) -> None:
         """Forget a sandbox that was to be created, and end it if the launcher may have it."""
@@ -260,13 +281,20 @@ class Engine:
             "volumes": [mount.path for mount in spec.volumes],
         }
         return {
+            **self._frame(template, limits, spec.snapshots),
             "id": spec.sandbox_id,
+            "guest": guest,
+            "volumes": [dataclasses.asdict(mount) for mount in spec.volumes],
+        }
+
+    @staticmethod
+    def _frame(template: Template, limits: Limits, snapshots: tuple[str, ...]) -> dict[str, Any]:
+        """What is not of one sandbox alone."""
+        return {
             "template": template.root or template.key,
             "limits": dataclasses.asdict(limits),
-            "guest": guest,
             "hostname": HOSTNAME,
-            "snapshots": [*spec.snapshots, *template.snapshots],
-            "volumes": [dataclasses.asdict(mount) for mount in spec.volumes],
+            "snapshots": [*snapshots, *template.snapshots],
         }
 
     def _check_limits(self, limits: Limits) -> None:
@@ -339,7 +367,7 @@ class Engine:
         birth = {**self._birth(spec, old.template, old.limits), "gvisor": gvisor}
         try:
             answer = await uninterrupted(self._call_with(way_out, "revive", birth))
-            sandbox = dataclasses.replace(old, pid=answer["pid"])
+            sandbox = dataclasses.replace(old, pid=answer["pid"], restored=False)
             if sandbox_id in self._sandboxes:
                 self._sandboxes[sandbox_id] = sandbox
             await self._restart_service(sandbox, spec)

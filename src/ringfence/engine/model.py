@@ -136,7 +136,8 @@ class Sandbox:
     tunnel_socket: Unix socket that reaches any TCP port on the sandbox's loopback (see
         `ringfence.guest.tunnel`).
     started_at: seconds since the epoch.
-    pid: the host's pid of the sandbox's PID 1. isolation: the tier it has.
+    pid: the host's pid of the sandbox's PID 1. isolation: the tier it has. restored: whether it was
+        started from an image of a warmed one, under gVisor.
     """
 
     sandbox_id: str
@@ -147,6 +148,7 @@ class Sandbox:
     started_at: float
     pid: int
     isolation: Isolation = "process"
+    restored: bool = False
 
 
 @dataclass(frozen=True)

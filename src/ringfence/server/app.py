@@ -158,6 +158,7 @@ class App:
     def _health(self, scope: Scope) -> Response:
         """What a load balancer and a check of the level need; the details are for those who have a key."""
         isolation = self._engine.isolation.as_dict()
+        isolation["gvisor"]["starts"] = self._engine.warm_starts.as_dict()
         brief = {"status": "ok", "version": __version__, "backend": "local"}
         if self._keys.owner(single(scope["headers"], b"x-api-key") or "") is None:
             return JSONResponse({**brief, "isolation": {key: isolation[key] for key in ("level", "tier")}})

@@ -142,6 +142,8 @@ class Record:
         """The answer to info (``SandboxDetail``)."""
         body = self.as_listed()
         body["domain"] = domain
+        if self.sandbox.isolation == "gvisor":
+            body["restored"] = self.sandbox.restored
         body["allowInternetAccess"] = self.allow_internet_access
         on_timeout = "pause" if self.auto_pause else "kill"
         body["lifecycle"] = {"autoResume": self.auto_resume, "onTimeout": on_timeout}

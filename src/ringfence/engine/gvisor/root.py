@@ -27,7 +27,7 @@ IMAGE = "/image"
 @dataclass(frozen=True)
 class Trees:
     """Detached copies of what the host gives: `layers` of the template, volumes, runsc, our Python, and the
-    directory of the image to restore or, `image_writable`, to write.
+    directory of the image to restore.
     """
 
     layers: list[list[int]]
@@ -43,8 +43,6 @@ def clone(
     python: HostPython,
     image: str | None,
     idmap_fd: int | None,
-    *,
-    writable_image: bool,
 ) -> Trees:
     """Copy the mounts while the host's tree is in sight and there is the power to map their ids."""
     return Trees(
@@ -52,7 +50,7 @@ def clone(
         volume_mounts.clone(plan.volumes, idmap_fd),
         mounts.clone(runsc, idmap_fd),
         [mounts.clone(path, idmap_fd) for path, _ in python.binds],
-        None if image is None else mounts.clone(image, idmap_fd, writable=writable_image),
+        None if image is None else mounts.clone(image, idmap_fd),
     )
 
 
@@ -63,10 +61,12 @@ def assemble(
     files: dict[str, str],
     kept_disk: int | None,
     keep: Callable[[int], None],
+    room: int,
 ) -> None:
     """Build the tree and make it the root of this process's (new) mount namespace; `trees` are used up.
 
-    files: texts by path, the bundle's ``config.json`` for one.
+    files: texts by path, the bundle's ``config.json`` for one. room: bytes that an image may have which is
+    to be written, else 0; it lies in memory until it has been taken away.
     """
     os.umask(0o022)
     mounts.make_stage()
@@ -78,6 +78,8 @@ def assemble(
     _attach_file(trees.runsc, _ROOT + RUNSC)
     if trees.image is not None:
         _attach(trees.image, _ROOT + IMAGE)
+    elif room:
+        linux.mount("tmpfs", _ROOT + IMAGE, "tmpfs", _LOCKED | linux.MS_NOEXEC, f"size={room},nr_inodes=16")
     _mount_proc(plan)
     for name in _DEVICES:
         _touch(f"{_ROOT}/dev/{name}")

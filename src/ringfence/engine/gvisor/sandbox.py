@@ -17,12 +17,17 @@ import socket
 from typing import Any
 
 from ringfence.engine.gvisor import bundle, root, warden
+from ringfence.engine.gvisor.imaging import Imager
 from ringfence.engine.gvisor.python import HostPython
 from ringfence.engine.isolation import capabilities, linux, mounts, rlimits, seccomp, userns
 from ringfence.engine.zygote import channel
 from ringfence.engine.zygote.descriptors import Descriptors
 from ringfence.engine.zygote.joining import NAMESPACES, join_cgroups, report_namespaces
 
+_ID = "sandbox"
+_RESTORE_SECONDS = 40
+"""How long a restored guest may take to serve, on a machine that is busy; it is started cold then."""
+_IMAGE_SECONDS = 300
 _FLAGS = ("--network=none", "--ignore-cgroups", "--host-uds=none", "--overlay2=none")
 
 
@@ -39,9 +44,8 @@ def start(request: dict[str, Any], given: Descriptors, plan: mounts.RootPlan, pr
     plan = dataclasses.replace(plan, root_id=0)  # as seen from the namespace of the sandbox itself
     python = HostPython.of_this_process()
     trees = root.clone(
-        plan, gvisor["path"], python, gvisor["image"], given.sandbox_ns if request["idmap"] else None,
-        writable_image=gvisor["warm"],
-    )  # fmt: skip
+        plan, gvisor["path"], python, gvisor["image"], given.sandbox_ns if request["idmap"] else None
+    )
     if not request["single_id"]:
         os.setgroups([])
     # An ordinary user's one id is the template namespace's root; gVisor makes up the others.
@@ -61,7 +65,9 @@ def start(request: dict[str, Any], given: Descriptors, plan: mounts.RootPlan, pr
         ),
         f"{root.BUNDLE}/root{bundle.BOOT}": bundle.boot_program(python, gvisor["order"]),
     }
-    root.assemble(plan, trees, python, files, given.disk, lambda disk: _hand_over(report, disk))
+    root.assemble(
+        plan, trees, python, files, given.disk, lambda disk: _hand_over(report, disk), gvisor["room"]
+    )
     select.select([parent], [], [])
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     _run(request, given, report, program)
@@ -76,14 +82,21 @@ def _run(request: dict[str, Any], given: Descriptors, report: socket.socket, pro
     gvisor = request["gvisor"]
     how = ("restore", f"--image-path={root.IMAGE}") if gvisor["image"] else ("run",)
     container = warden.Container.start(
-        command(gvisor, *how, "--detach", f"--pid-file={root.PID_FILE}", f"--bundle={root.BUNDLE}", "sandbox")
+        command(gvisor, *how, "--detach", f"--pid-file={root.PID_FILE}", f"--bundle={root.BUNDLE}", _ID)
     )
     guest = {**request["guest"], "own_kernel": True}
     orders = {"guest": guest, "rlimits": _rlimits(request["limits"])}
     doors = {"http": socket.socket(fileno=given.http), "tunnel": socket.socket(fileno=given.tunnel)}
     _confine(given, request, program)
     lifeline = socket.socket(fileno=given.lifeline)
-    warden.Warden(container, report, lifeline, doors, (orders, given.egress)).run()
+    if gvisor["room"]:
+        checkpoint = command(gvisor, "checkpoint", f"--image-path={root.IMAGE}", _ID)
+        Imager(container, report, lifeline, doors, None, _IMAGE_SECONDS, checkpoint=checkpoint).run()
+    guard = warden.Warden(container, report, lifeline, doors, (orders, given.egress))
+    if gvisor["image"]:
+        guard.patience = _RESTORE_SECONDS
+        guard.on_warm()  # it was so when it was written down
+    guard.run()
 
 
 def _confine(given: Descriptors, request: dict[str, Any], program: bytes) -> None:

@@ -40,7 +40,8 @@ class Tier:
     async def request(self) -> dict[str, Any]:
         """What the launcher is told. Raises TierUnavailableError."""
         runtime = await self.runtime()
-        return {"path": runtime.path, "platform": runtime.platform, "flags": list(runtime.flags)}
+        known = {"path": runtime.path, "platform": runtime.platform, "flags": list(runtime.flags)}
+        return {**known, "image": None, "room": 0}
 
     async def describe(self) -> tuple[bool, str]:
         """Whether gVisor can be had here, and a sentence."""

@@ -26,11 +26,14 @@ _BLOCK = 4096
 
 @dataclass
 class Container:
-    """A container: the pid of the runsc that starts it, our end of the guest's socket, what runsc says."""
+    """A container: the pid of the runsc that starts it, our end of the guest's socket, what runsc says and
+    where it says it.
+    """
 
     pid: int
     control: socket.socket
     output: int
+    output_end: int
     said: bytes = b""
 
     @classmethod
@@ -38,13 +41,10 @@ class Container:
         """Start ``runsc run`` or ``runsc restore``."""
         control, inside = channel.pair()
         output, output_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            _become(command, inside.fileno(), output_end)
+        pid = start_program(command, inside.fileno(), output_end)
         inside.close()
-        os.close(output_end)
         os.set_blocking(output, False)
-        return cls(pid, control, output)
+        return cls(pid, control, output, output_end)
 
     def read_output(self) -> bool:
         """Take what was written; the first of it is kept. False at its end."""
@@ -65,7 +65,11 @@ class Container:
         return text[-_MOST_ERROR:] or "it said nothing"
 
 
-def _become(command: Sequence[str], stdin: int, output: int) -> NoReturn:
+def start_program(command: Sequence[str], stdin: int, output: int) -> int:
+    """Start a program with these descriptors and no others; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
     try:
         os.dup2(stdin, 0)
         os.dup2(output, 1)
@@ -78,13 +82,16 @@ def _become(command: Sequence[str], stdin: int, output: int) -> NoReturn:
 
 @dataclass
 class Warden:
-    """Watches one container until its end. lifeline: is connected to the launcher; its end is ours."""
+    """Watches one container until its end. lifeline: is connected to the launcher; its end is ours.
+    patience: seconds in which it must be ready; 0: any.
+    """
 
     container: Container
     report: socket.socket
     lifeline: socket.socket
     doors: dict[str, socket.socket]
     orders: tuple[dict[str, Any], int] | None
+    patience: int = 0
     _poll: select.poll = field(default_factory=select.poll)
     _handlers: dict[int, Callable[[], None]] = field(default_factory=dict)
 
@@ -95,6 +102,8 @@ class Warden:
             end.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGALRM, lambda *_: self.fail(f"it was not ready within {self.patience} s"))
+        signal.alarm(self.patience)
         self._watch(reader.fileno(), lambda: self._on_child(reader))
         self._watch(self.lifeline.fileno(), lambda: os._exit(0))
         self._watch(self.container.control.fileno(), self._on_guest)
@@ -121,12 +130,10 @@ class Warden:
         message = receive(self.container.control)
         if message is None:
             self._unwatch(self.container.control.fileno())  # its end is seen when it is reaped
-        elif "warm" in message and self.orders is not None:
-            orders, egress = self.orders
-            channel.send(self.container.control, orders, [egress])
-            os.close(egress)
-            self.orders = None
+        elif "warm" in message:
+            self.on_warm()
         elif "ready" in message and self.doors:
+            signal.alarm(0)
             channel.send(self.report, {"ready": True})
             self.report.close()
             for name, listener in self.doors.items():
@@ -134,7 +141,15 @@ class Warden:
                 self._watch(listener.fileno(), lambda name=name, door=listener: self._on_door(name, door))  # type: ignore[misc]
             self.doors = {}
         elif "error" in message:
-            self._fail(str(message["error"]))
+            self.fail(str(message["error"]))
+
+    def on_warm(self) -> None:
+        """The guest waits: tell it which sandbox it is."""
+        if self.orders is not None:
+            orders, egress = self.orders
+            channel.send(self.container.control, orders, [egress])
+            os.close(egress)
+            self.orders = None
 
     def _on_door(self, name: str, listener: socket.socket) -> None:
         with contextlib.suppress(OSError, channel.ChannelClosedError):
@@ -152,16 +167,20 @@ class Warden:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 # As PID 1 of the namespace this is the parent of all that runsc has started and left.
-                self._fail(f"gVisor's kernel ended: {self.container.explanation()}")
+                self.fail(f"gVisor's kernel ended: {self.container.explanation()}")
             if pid == 0:
                 return
-            code = os.waitstatus_to_exitcode(status)
-            if pid == self.container.pid and code == 0:
-                self.container.pid = int(Path(PID_FILE).read_text())  # now it is the kernel's, our child too
-            elif pid == self.container.pid:
-                self._fail(f"runsc ended with status {code}: {self.container.explanation()}")
+            self.on_end(pid, os.waitstatus_to_exitcode(status))
 
-    def _fail(self, text: str) -> NoReturn:
+    def on_end(self, pid: int, code: int) -> None:
+        """A child has ended."""
+        if pid == self.container.pid and code == 0:
+            self.container.pid = int(Path(PID_FILE).read_text())  # now it is the kernel's, our child too
+        elif pid == self.container.pid:
+            self.fail(f"runsc ended with status {code}: {self.container.explanation()}")
+
+    def fail(self, text: str) -> NoReturn:
+        """End it, and say why."""
         if self.doors:  # not ready yet: afterwards the launcher believes nothing that comes from here
             with contextlib.suppress(channel.ChannelClosedError, OSError):
                 channel.send(self.report, {"error": f"gVisor: {text[-_MOST_ERROR:]}"})

@@ -87,12 +87,10 @@ def open_file(directory: str, name: str) -> int:
         os.close(fd)
 
 
-def clone(path: str, idmap_fd: int | None, *, writable: bool = False) -> int:
+def clone(path: str, idmap_fd: int | None) -> int:
     """A detached copy of the mount at `path`, id-mapped when `idmap_fd`, a user namespace, is given."""
     fd = linux.open_tree(linux.AT_FDCWD, path, linux.OPEN_TREE_CLONE)
-    flags = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-    if not writable:
-        flags |= linux.MOUNT_ATTR_RDONLY
+    flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
     if idmap_fd is None:
         linux.mount_setattr(fd, attr_set=flags)
     else:

@@ -22,9 +22,13 @@ def gvisor_birth(asked: dict[str, Any] | None, template: TemplateRecord) -> dict
         "modules": description["preload"],
         "env": zygote_environment(description["env"]),
     }
-    return {"image": None, "warm": False, **asked, "order": order}
+    return {**asked, "order": order}
 
 
-def gvisor_cgroup(limits: dict[str, Any]) -> dict[str, Any]:
-    """The limits of the cgroup, for which gVisor's own tasks count: see `ringfence.guest.gvisor.tasks`."""
-    return {**limits, "pids": int(limits["pids"]) * _TASKS_EACH + _OWN_TASKS}
+def gvisor_cgroup(limits: dict[str, Any], room: int) -> dict[str, Any]:
+    """The limits of the cgroup, for which gVisor's own tasks count: see `ringfence.guest.gvisor.tasks`.
+
+    room: bytes for an image, which lies in memory until it is stored.
+    """
+    tasks = int(limits["pids"]) * _TASKS_EACH + _OWN_TASKS
+    return {**limits, "pids": tasks, "memory_mb": int(limits["memory_mb"]) + (room >> 20)}

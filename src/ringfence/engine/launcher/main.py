@@ -9,6 +9,8 @@ ends when the engine's end of the channel closes, and everything it started ends
 - ``cool`` (template): ends its zygote, when it has no sandboxes;
 - ``create`` (id, template, limits, guest, hostname, resume; beside it, the guest's channel to the egress):
   its pid, when the guest is about to serve; resume: on the state of kernels in its topmost snapshot, if any;
+- ``image`` (as ``create``, and image_place): a sandbox under gVisor that gets no orders is written down in
+  that directory when it is warm, and ends; the bytes of its image;
 - ``kill`` (id): whether it existed, when nothing is left of it;
 - ``stats`` (id): memory, processor and process counts;
 - ``freeze``, ``thaw`` (id): let all of its processes stand still, let them go on;
@@ -167,6 +169,11 @@ class Launcher:
         parts = self._ready()
         template = parts.templates.get(request["template"])
         parts.sandboxes.create(request_id, self._with_paths(request), template)
+
+    def _verb_image(self, request_id: int, request: dict[str, Any]) -> None:
+        if not request["gvisor"] or not request["gvisor"]["room"] or not request["image_place"]:
+            raise LauncherError("only what runs under gVisor can be written down, and in a place for it")
+        self._verb_create(request_id, request)
 
     def _with_paths(self, request: dict[str, Any]) -> dict[str, Any]:
         lifecycle = self._ready().lifecycle

@@ -78,7 +78,8 @@ class SandboxRecord:
 
     disk_fd: a mount of its writable layer. frozen: its processes stand still. suspended: it has none, only
     files. revived: it has been so before. helper: a pidfd of the child that copies its files, or -1.
-    gvisor: whether its kernel is gVisor.
+    gvisor: whether its kernel is gVisor. image_place: for one that is there to be written down, the
+    directory for its image, which may have `image_room` bytes.
     stopped_before: pids that were stopped already when it was held by signals. namespaces: what a nursery
     joins. nurseries: how many more than the first it has had; nursery_since: up to when its time is used up
     by them. report: what its birth tells; nothing hostile ever holds the other end. lifeline, words: what its
@@ -112,6 +113,8 @@ class SandboxRecord:
     suspend_request: int | None = None
     helper: int = -1
     gvisor: bool = False
+    image_place: str = ""
+    image_room: int = 0
     stopped_before: set[int] = field(default_factory=set)
     saving: bool = False
     unsaved: str = ""

@@ -15,6 +15,7 @@ from ringfence.engine.isolation import linux
 from ringfence.engine.launcher import birth, lifecycle
 from ringfence.engine.launcher.gvisor import gvisor_cgroup
 from ringfence.engine.launcher.host import Host
+from ringfence.engine.launcher.images import Images
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.rotation import GUEST
 from ringfence.engine.launcher.templates import Templates
@@ -46,6 +47,7 @@ class Sandboxes:
         self._selector = selector
         self._reply = reply
         self._announce = announce
+        self._images = Images(selector, self._written_down)
         self._by_id: dict[str, SandboxRecord] = {}
         self._by_pid: dict[int, SandboxRecord] = {}
 
@@ -63,14 +65,13 @@ class Sandboxes:
         if sandbox_id in self._by_id:
             raise LimitError(f"sandbox {sandbox_id} exists already")
         limits = request["limits"]
-        gvisor = request["gvisor"] is not None
+        gvisor = request["gvisor"]
         slot, slot_fd = template.take_slot()
         directory = self._runtime_dir / sandbox_id
         try:
             directory.mkdir(mode=0o700)
-            cgroup = self._host.cgroups.create(
-                sandbox_id, self._host.group_limits(gvisor_cgroup(limits) if gvisor else limits)
-            )
+            grouped = gvisor_cgroup(limits, gvisor["room"]) if gvisor else limits
+            cgroup = self._host.cgroups.create(sandbox_id, self._host.group_limits(grouped))
         except BaseException:
             with contextlib.suppress(OSError):
                 directory.rmdir()
@@ -79,7 +80,8 @@ class Sandboxes:
         report, report_end = channel.pair()
         record = SandboxRecord(
             sandbox_id, template, slot, slot_fd, cgroup, directory, report, None, None,
-            limits=limits, gvisor=gvisor,
+            limits=limits, gvisor=bool(gvisor), image_place=request.get("image_place", ""),
+            image_room=gvisor["room"] if gvisor else 0,
         )  # fmt: skip
         self._by_id[sandbox_id] = record
         self._start(request_id, request, record, report_end)
@@ -136,7 +138,9 @@ class Sandboxes:
                     os.write(2, str(message.get("trace", "")).encode())
                 if record.pid == 0:
                     self._failed(record, record.error)
-            case {"ready": True} if record.pid and not fds:
+            case {"image": list(names)} if record.pid and record.image_place:
+                return self._images.take(record, names, fds)
+            case {"ready": True} if record.pid and not fds and not record.image_place:
                 self._born(record)
             case _:
                 return False
@@ -196,6 +200,17 @@ class Sandboxes:
             self._reply(record.create_request, pid=record.pid)
             record.create_request = None
         self._send_nursery(record)
+
+    def _written_down(self, record: SandboxRecord, result: dict[str, Any]) -> None:
+        """The image of one that was there for that is stored, or is not: its life is over."""
+        if record.create_request is not None:
+            if "result" in result:
+                self._reply(record.create_request, **result["result"])
+            else:
+                text = f"the image of a warmed sandbox could not be stored: {result['error']}"
+                self._reply(record.create_request, error=text, kind="SandboxStartError")
+            record.create_request = None
+        self._kill(record)
 
     def _send_nursery(self, record: SandboxRecord) -> None:
         """Ask the kernel zygote for the sandbox's nursery: the process that will fork its Python kernels."""

@@ -16,6 +16,7 @@ from ringfence import __version__
 from ringfence.core.errors import IsolationError, RingfenceError
 from ringfence.engine.engine import Engine
 from ringfence.engine.isolation_report import LEVELS, Breach, IsolationReport, Proof
+from ringfence.engine.own_code import own_code
 from ringfence.engine.proof.battery import run_probes
 from ringfence.engine.proof.model import ProofReport
 
@@ -68,22 +69,11 @@ def _key(engine: Engine, name: str) -> str:
     template = engine.templates[name]
     parts = [
         __version__, platform.release(), platform.version(), platform.machine(), os.geteuid() == 0,
-        template.template_id, template.python_version, engine.isolation.as_dict()["layers"], _own_code(),
+        template.template_id, template.python_version, engine.isolation.as_dict()["layers"], own_code(),
     ]  # fmt: skip
     if engine.isolation.tier != "process":  # another kernel, whose program may be another tomorrow
         parts += [engine.isolation.tier, engine.isolation.gvisor]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _own_code() -> list[list[object]]:
-    """Sizes and times of the engine's modules, so that a changed program is put to the test again."""
-    root = Path(__file__).parents[2]
-    found = []
-    for package in ("engine", "guest"):
-        for path in sorted((root / package).rglob("*.py")):
-            status = path.stat()
-            found.append([str(path.relative_to(root)), status.st_size, status.st_mtime_ns])
-    return found
 
 
 def _read(path: Path) -> ProofReport | None:
