@@ -107,6 +107,7 @@ class Engine:
             "hello", runtime_dir=str(self._runtime_dir), debug=self._settings.debug,
             totals=self._totals(), log_refusals=self._settings.log_refusals,
             rotate_after=self._settings.rotate_after, rotate_seconds=self._settings.rotate_minutes * 60,
+            zygote_patience=self._settings.zygote_patience,
             snapshot_dir=str(snapshots.absolute()) if snapshots else None,
             volume_dir=str(volumes.absolute()) if volumes else None,
         )  # fmt: skip

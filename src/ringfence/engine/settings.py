@@ -37,6 +37,7 @@ class EngineSettings:
     rotate_after: sandboxes after which the warmed interpreters that they are forked from are replaced, so
         that what code has learnt of their memory's layout is of no use for long; 0: never.
     rotate_minutes: minutes after which they are replaced too, if anything was forked meanwhile; 0: never.
+    zygote_patience: seconds after which one of them that reads nothing of what it is asked is replaced.
     log_refusals: have the kernel write each refused system call to its log (audit, dmesg).
     fresh_kernels: start each kernel as a new program, so that not even its hash seed and memory layout are
         those of another; costs what the imports cost.
@@ -61,6 +62,7 @@ class EngineSettings:
     total_pids: int | None = None
     rotate_after: int = 1000
     rotate_minutes: float = 720
+    zygote_patience: float = 30
     log_refusals: bool = False
     fresh_kernels: bool = False
     network: NetworkSettings = field(default_factory=NetworkSettings)

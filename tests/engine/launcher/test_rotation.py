@@ -3,14 +3,20 @@
 import asyncio
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ringfence.core.errors import LauncherError, SandboxStartError
 from ringfence.core.ids import new_sandbox_id
 from ringfence.engine.engine import Engine
+from ringfence.engine.launcher.backlog import Backlog
 from ringfence.engine.model import Sandbox, SandboxSpec
-from ringfence.engine.proof.guest_client import run_cell
+from ringfence.engine.proof.guest_client import GuestAnswerError, run_cell
 from ringfence.engine.settings import EngineSettings
+from ringfence.engine.zygote import channel
 
 TEMPLATE = "base"
 SHARED = """
@@ -78,3 +84,64 @@ async def test_a_zygote_is_not_replaced_without_need() -> None:
         assert len(seeds) == 1
     finally:
         await engine.aclose()
+
+
+async def test_a_zygote_that_reads_nothing_is_replaced() -> None:
+    engine = await Engine.start(EngineSettings(templates=(TEMPLATE,), zygote_patience=0.5))
+    try:
+        other = await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+        before = zygotes()
+        for pid in before:
+            os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            with pytest.raises(
+                (SandboxStartError, LauncherError), match=r"fork of the sandbox died|replaced"
+            ):
+                await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+            assert (await engine.stats(other.sandbox_id)).memory_used  # the launcher does not wait for it
+            sandbox = await started(engine)
+            # The zygote for kernels is noticed when a nursery is asked of it, and this sandbox gets another.
+            while not await runs(sandbox):
+                await asyncio.sleep(0.1)
+        assert not before & zygotes()
+        assert await runs(other)
+        assert not engine.ended.is_set()
+    finally:
+        await engine.aclose()
+    assert zygotes() == set()
+
+
+async def started(engine: Engine) -> Sandbox:
+    while True:
+        try:
+            return await engine.create(SandboxSpec(new_sandbox_id(), TEMPLATE))
+        except (SandboxStartError, LauncherError):
+            await asyncio.sleep(0.1)
+
+
+async def runs(sandbox: Sandbox) -> bool:
+    try:
+        events = await run_cell(sandbox, "", "print(6 * 7)")
+    except GuestAnswerError:  # it has no nursery
+        return False
+    return any(event.get("text") == "42\n" for event in events)
+
+
+def test_a_backlog_is_counted_until_it_is_read() -> None:
+    ours, theirs = channel.pair()
+    with ours, theirs:
+        backlog = Backlog(ours)
+        assert backlog.look() == 0
+        assert backlog.empty
+        for _ in range(2):
+            channel.send(ours, {})
+        backlog.look()
+        waited = backlog.look()
+        assert waited > 0
+        assert backlog.look() > waited
+        channel.receive(theirs)
+        assert backlog.look() < waited, "it has read something meanwhile"
+        assert not backlog.empty
+        channel.receive(theirs)
+        assert backlog.look() == 0
+        assert backlog.empty

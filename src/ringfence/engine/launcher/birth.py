@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from ringfence.engine.zygote import channel
 
 def ask_for(
     host: Host,
-    zygote: socket.socket,
+    ask: Callable[[dict[str, Any], list[int]], None],
     request: dict[str, Any],
     record: SandboxRecord,
     report_end: socket.socket,
 ) -> None:
     """Have the guest zygote fork the sandbox that the engine's `request` describes.
 
-    report_end: where it is to report; closed here, sent or not. Raises OSError, ChannelClosedError.
+    ask: sends the request. report_end: where it is to report; closed here, sent or not. Raises OSError and
+    what `ask` raises.
     """
     sent = [report_end]
     files: list[int] = []
@@ -47,7 +49,7 @@ def ask_for(
             *procs,
             *([record.disk_fd] if record.disk_fd >= 0 else []),
         ]
-        channel.send(zygote, _birth(host, request, record, len(counters)), fds)
+        ask(_birth(host, request, record, len(counters)), fds)
     finally:
         for end in sent:
             end.close()

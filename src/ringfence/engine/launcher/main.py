@@ -88,10 +88,13 @@ class Launcher:
             self._end()
 
     def _watch(self) -> float | None:
-        """Where no cgroup limits memory, look at it; how long to wait at most until the next look."""
-        if self._parts is None or self._parts.host.cgroups.available:
+        """Look after zygotes, and where no cgroup limits memory, at that; how long to wait at most."""
+        if self._parts is None:
             return None
-        return self._watchdog.tick(self._parts.sandboxes.memory_limits())
+        waits = [self._parts.templates.tick()]
+        if not self._parts.host.cgroups.available:
+            waits.append(self._watchdog.tick(self._parts.sandboxes.memory_limits()))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _end(self) -> None:
         self._engine.close()  # first of all, so that the engine does not wait for answers
@@ -154,8 +157,8 @@ class Launcher:
         )
         volumes = Volumes(host, request["volume_dir"], request["runtime_dir"], program, reply, selector)
         # Last of all that may fail, because it starts a process.
-        after, seconds = request["rotate_after"], request["rotate_seconds"]
-        templates = Templates(host, program, selector, reply, after, seconds)
+        times = request["rotate_after"], request["rotate_seconds"], request["zygote_patience"]
+        templates = Templates(host, program, selector, reply, *times)
         sandboxes = Sandboxes(host, request["runtime_dir"], templates, selector, reply, self._announce)
         return _Parts(host, templates, sandboxes, lifecycle, volumes)
 

@@ -38,7 +38,7 @@ class Rotation:
 
     after, seconds: how many forks, and how long after its start, a zygote is replaced; 0: never for that.
     start: starts a zygote by its name; its first message says that it is ready.
-    swap: puts a successor in service.
+    swap: puts a successor in service. failed: is told of one that could not be put in service.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class Rotation:
         selector: selectors.BaseSelector,
         start: Callable[[str], Started],
         swap: Callable[[str, int, socket.socket], None],
+        failed: Callable[[str], None],
     ) -> None:
         self._after = after
         self._seconds = seconds
         self._selector = selector
         self._start = start
         self._swap = swap
+        self._failed = failed
         self._uses: dict[str, _Use] = {}
         self._successors: dict[str, Started] = {}
 
@@ -66,14 +68,18 @@ class Rotation:
         use.forks += 1
         often = self._after and use.forks >= self._after
         long = self._seconds and time.monotonic() - use.since >= self._seconds
-        if (often or long) and name not in self._successors:
+        if often or long:
             try:
-                pid, end = self._successors[name] = self._start(name)
+                self.replace(name)
             except (RingfenceError, OSError) as error:
                 text = f"ringfence launcher: no new zygote {name!r} could be started: {error}\n"
                 os.write(2, text.encode())
                 self._uses[name] = _Use()
-                return
+
+    def replace(self, name: str) -> None:
+        """Start a successor of the zygote `name`, if there is none yet. Raises RingfenceError, OSError."""
+        if name not in self._successors:
+            pid, end = self._successors[name] = self._start(name)
             self._selector.register(end, selectors.EVENT_READ, lambda: self._on_message(name, pid, end))
 
     def _on_message(self, name: str, pid: int, end: socket.socket) -> None:
@@ -88,8 +94,9 @@ class Rotation:
             (message.get("report") or {}).get("failed") if isinstance(message.get("report"), dict) else None
         )
         if message.get("ready") is not True or failed:
-            os.write(2, f"ringfence launcher: a new zygote {name!r} failed; the old one goes on\n".encode())
+            os.write(2, f"ringfence launcher: a new zygote {name!r} failed\n".encode())
             self.drop(name)
+            self._failed(name)
             return
         self._selector.unregister(end)
         del self._successors[name]

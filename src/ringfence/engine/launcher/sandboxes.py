@@ -17,7 +17,6 @@ from ringfence.engine.launcher.gvisor import gvisor_cgroup
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.images import Images
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
-from ringfence.engine.launcher.rotation import GUEST
 from ringfence.engine.launcher.templates import Templates
 from ringfence.engine.zygote import channel
 
@@ -98,13 +97,12 @@ class Sandboxes:
         self, request_id: int, request: dict[str, Any], record: SandboxRecord, report_end: socket.socket
     ) -> None:
         try:
-            birth.ask_for(self._host, self._templates.guest_zygote, request, record, report_end)
+            birth.ask_for(self._host, self._templates.ask_guest_zygote, request, record, report_end)
         except BaseException:
             self._failed(record, "")  # who asked is answered with the error
             raise
         record.create_request = request_id
         self._selector.register(record.report, selectors.EVENT_READ, lambda: self._on_report(record))
-        self._templates.forked(GUEST)
 
     def _on_report(self, record: SandboxRecord) -> None:
         if record.sandbox_id not in self._by_id:
@@ -214,11 +212,11 @@ class Sandboxes:
 
     def _send_nursery(self, record: SandboxRecord) -> None:
         """Ask the kernel zygote for the sandbox's nursery: the process that will fork its Python kernels."""
-        zygote, end = record.template.zygote, record.nursery_end
+        end = record.nursery_end
         record.nursery_end = None
         if end is None:
             return
-        if zygote is None or record.gvisor:
+        if record.template.zygote is None or record.gvisor:
             # A template without kernels: the guest finds the socket closed. In gVisor it starts its own.
             end.close()
             return
@@ -233,9 +231,9 @@ class Sandboxes:
         }
         try:
             # What fails for want of descriptors or processes costs this sandbox its kernels, not all theirs.
-            with contextlib.suppress(channel.ChannelClosedError, OSError):
-                channel.send(zygote, request, [*record.namespaces, record.slot_fd, end.fileno(), *procs])
-                self._templates.forked(record.template.name)
+            with contextlib.suppress(LauncherError, OSError):
+                fds = [*record.namespaces, record.slot_fd, end.fileno(), *procs]
+                self._templates.ask_zygote(record.template, request, fds)
         finally:
             channel.close_all(procs)
             end.close()

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import select
 import selectors
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ringfence.core.errors import LauncherError
+from ringfence.engine.launcher.backlog import Backlog
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import TemplateRecord
 from ringfence.engine.launcher.rotation import GUEST, Rotation
@@ -18,12 +20,15 @@ from ringfence.engine.zygote import channel
 
 Reply = Callable[..., None]
 _FIRST_SLOTS = 4
+_MOST_WAIT = 2.0
+"""Seconds until the guest zygote has room for one more request, or is taken to be stuck."""
 
 
 class Templates:
     """All templates of one launcher, and the guest zygote, which they share.
 
     program: the seccomp filter of sandboxes. after, seconds: when zygotes are replaced, see `Rotation`.
+    patience: seconds after which one that reads nothing of what it is asked is killed, and replaced.
     """
 
     def __init__(
@@ -34,14 +39,18 @@ class Templates:
         reply: Reply,
         after: int,
         seconds: float,
+        patience: float,
     ) -> None:
         self._host = host
         self._program = program
         self._selector = selector
         self._reply = reply
         self._by_name: dict[str, TemplateRecord] = {}
-        self._rotation = Rotation(after, seconds, selector, self._successor, self._swap)
-        self._guest_pid, self.guest_zygote = start_guest_zygote()
+        self._patience = patience
+        self._backlogs: dict[str, Backlog] = {}
+        self._killed: set[int] = set()
+        self._rotation = Rotation(after, seconds, selector, self._successor, self._swap, self._failed)
+        self._guest_pid, self._guest_zygote = start_guest_zygote()
 
     def get(self, name: str) -> TemplateRecord:
         """The template `name`. Raises LauncherError when it is not in service."""
@@ -50,9 +59,63 @@ class Templates:
             raise LauncherError(f"template {name!r} is not warm")
         return template
 
-    def forked(self, name: str) -> None:
-        """The zygote of template `name`, or `GUEST`, has been asked for a fork."""
+    def ask_guest_zygote(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Ask for a sandbox. Raises LauncherError when the zygote does not take the request."""
+        self._ask(GUEST, self._guest_zygote, message, fds)
+
+    def ask_zygote(self, template: TemplateRecord, message: dict[str, Any], fds: list[int]) -> None:
+        """Ask for a nursery. Raises LauncherError when the zygote does not take the request."""
+        if template.zygote is not None:
+            self._ask(template.name, template.zygote, message, fds)
+
+    def _ask(self, name: str, end: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
+        backlog = self._backlogs.setdefault(name, Backlog(end))
+        backlog.look()
+        try:
+            if not _sent(end, message, fds):
+                # A kernel zygote runs code of others, and is never waited for; ours makes room soon.
+                if name == GUEST and not _has_room(end):
+                    self._replace(name)
+                if name != GUEST or not _sent(end, message, fds):
+                    raise LauncherError(f"{_called(name)} is behind with its work; try again")
+        except channel.ChannelClosedError:
+            text = "did not read what it was asked, and is being replaced; try again in some seconds"
+            raise LauncherError(f"{_called(name)} {text}") from None
+        backlog.look()
         self._rotation.forked(name)
+
+    def tick(self) -> float | None:
+        """Replace zygotes that are stuck; seconds until this should be called again, None: not before a send.
+
+        Who waits for them learns that the fork died. Raises LauncherError when that is impossible.
+        """
+        for name, backlog in list(self._backlogs.items()):
+            if backlog.look() > self._patience:
+                self._replace(name)
+        if all(backlog.empty for backlog in self._backlogs.values()):
+            return None
+        return min(1.0, self._patience / 4)
+
+    def _replace(self, name: str) -> None:
+        """Kill a zygote that is stuck; until its successor is warm, requests are refused."""
+        pid = self._pid_of(name)
+        if pid in self._killed:
+            return
+        os.write(2, f"ringfence launcher: {_called(name)} does not read; it is replaced\n".encode())
+        try:
+            self._rotation.replace(name)
+        except OSError as error:
+            raise LauncherError(f"{_called(name)} is stuck, and cannot be replaced: {error}") from error
+        self._killed.add(pid)
+        _kill(pid)
+
+    def _pid_of(self, name: str) -> int:
+        return self._guest_pid if name == GUEST else self._by_name[name].zygote_pid
+
+    def _failed(self, name: str) -> None:
+        """A successor has failed: no harm, unless there is nobody who goes on."""
+        if self._pid_of(name) in self._killed:
+            raise LauncherError(f"{_called(name)} was stuck, and its successor failed")
 
     def warm(self, request_id: int, description: dict[str, Any]) -> None:
         """Put a template in service; answered when its zygote is warm."""
@@ -89,6 +152,8 @@ class Templates:
 
         Without zygotes nothing new can start: better to end, loudly, than to serve half.
         """
+        if pid in self._killed:
+            return
         if pid == self._guest_pid:
             raise LauncherError("the guest zygote died")
         for template in self._by_name.values():
@@ -119,11 +184,14 @@ class Templates:
 
     def _swap(self, name: str, pid: int, end: socket.socket) -> None:
         """Put a new zygote in service. The old one ends when it has read what was sent to it."""
+        self._backlogs.pop(name, None)
         if name == GUEST:
-            self.guest_zygote.close()
-            self._guest_pid, self.guest_zygote = pid, end
+            self._killed.discard(self._guest_pid)
+            self._guest_zygote.close()
+            self._guest_pid, self._guest_zygote = pid, end
             return
         record = self._by_name[name]
+        self._killed.discard(record.zygote_pid)
         if record.zygote is not None:
             if record.zygote in self._selector.get_map():
                 self._selector.unregister(record.zygote)
@@ -156,10 +224,30 @@ class Templates:
 
     def _forget(self, record: TemplateRecord) -> None:
         self._by_name.pop(record.name, None)
+        self._backlogs.pop(record.name, None)
+        self._killed.discard(record.zygote_pid)
         self._rotation.drop(record.name)
         if record.zygote_pid:
             _kill(record.zygote_pid)
         record.release()
+
+
+def _called(name: str) -> str:
+    return f"the kernel zygote of template {name!r}" if name != GUEST else "the guest zygote"
+
+
+def _sent(end: socket.socket, message: dict[str, Any], fds: list[int]) -> bool:
+    try:
+        channel.send(end, message, fds)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _has_room(end: socket.socket) -> bool:
+    poll = select.poll()  # which knows descriptors over 1023
+    poll.register(end, select.POLLOUT)
+    return bool(poll.poll(_MOST_WAIT * 1000))
 
 
 def _kill(pid: int) -> None:

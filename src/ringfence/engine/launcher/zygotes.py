@@ -31,7 +31,7 @@ _ZYGOTE_MEMORY = 64 << 20
 def start_guest_zygote() -> tuple[int, socket.socket]:
     """Start the guest zygote; its pid and the channel to it."""
     ours, theirs = channel.pair()
-    refuse_descriptors(ours)
+    _protect(ours)
     command = [sys.executable, "-I", "-m", "ringfence.engine.zygote.guest", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
@@ -62,7 +62,7 @@ def start_kernel_zygote(
 ) -> tuple[int, socket.socket]:
     """Start a template's kernel zygote in the template's user namespace and a read-only view of its root."""
     ours, theirs = channel.pair()
-    refuse_descriptors(ours)
+    _protect(ours)
     code = _code_files()
     pid = os.fork()
     if pid == 0:
@@ -75,6 +75,12 @@ def start_kernel_zygote(
             os._exit(127)
     theirs.close()
     return pid, ours
+
+
+def _protect(ours: socket.socket) -> None:
+    """Let a zygote neither hold us up by not reading, nor by what it sends."""
+    ours.setblocking(False)
+    refuse_descriptors(ours)
 
 
 def _code_files() -> dict[str, bytes]:
