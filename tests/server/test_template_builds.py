@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ringfence.engine.built import BuiltTemplates
+from ringfence.engine.model import Template
 from ringfence.server.templates import builds
 from ringfence.server.templates.builds import BuildLog
 from ringfence.server.templates.store import TemplateStore
@@ -40,4 +43,19 @@ def test_a_snapshot_that_was_begun_and_not_finished_can_be_erased(tmp_path: Path
         store.begin(name)
     store.add("key", "one")
     assert (store.find("key"), store.hidden_layers()) == ("one", ["two"])
+    store.close()
+
+
+def test_a_build_from_which_a_sandbox_is_just_started_stays_in_service(tmp_path: Path) -> None:
+    starting = {"b1"}
+    engine = SimpleNamespace(built=BuiltTemplates(None), templates_in_use=lambda: starting)  # type: ignore[arg-type]
+    engine.built.add(Template("t1", "mine", (), "", root="base", snapshots=("one",), build_id="b1"))
+    store = TemplateStore(tmp_path / "t.db")
+    kept = builds.Builds(engine, store, None, None, None, list, set)  # type: ignore[arg-type]
+    kept._leaving.add("b1")
+    kept._let_go()
+    assert engine.built.get("b1") is not None
+    starting.clear()
+    kept._let_go()
+    assert engine.built.get("b1") is None
     store.close()

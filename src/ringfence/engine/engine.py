@@ -418,6 +418,10 @@ class Engine:
         """The snapshots that sandboxes have been, or are being, started from and that must stay."""
         return {name for spec in self._specs.values() for name in spec.snapshots}
 
+    def templates_in_use(self) -> set[str]:
+        """The keys of templates that sandboxes have been, or are being, started from."""
+        return {spec.template for spec in self._specs.values()}
+
     def volumes_in_use(self) -> set[str]:
         """The ids of the volumes that sandboxes have, or are about to have, mounted."""
         return {mount.volume for spec in self._specs.values() for mount in spec.volumes}

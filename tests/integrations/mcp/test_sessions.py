@@ -15,6 +15,7 @@ from ringfence.integrations.mcp.meta import META_KEY
 from ringfence.integrations.mcp.servers.executor.executor import Executor
 from ringfence.integrations.mcp.servers.executor.filewatch import Changes
 from ringfence.integrations.mcp.servers.executor.hostfiles import HostFiles
+from ringfence.integrations.mcp.servers.executor.session import Session
 
 
 class Beat:
@@ -183,3 +184,20 @@ async def test_pages_of_a_file_lose_nothing_whatever_characters_are_in_it(execut
         read += page["text"]
         offset = page.get("next_offset", 0)
     assert read == text
+
+
+async def test_an_installation_that_is_cancelled_is_ended(executor: Executor) -> None:
+    session = await executor.sessions.create({})
+    await executor.write_file(session.handle, "pip/__main__.py", "import time; time.sleep(60)")
+    installing = asyncio.create_task(executor.install_packages(["six"], session.handle, Beat()))
+    while not await _pips(session):
+        await asyncio.sleep(0.05)
+    installing.cancel()
+    async with asyncio.timeout(20):
+        while await _pips(session):
+            await asyncio.sleep(0.05)
+
+
+async def _pips(session: Session) -> bool:
+    found = await session.sandbox.commands.run("pgrep -f '[p]ip install' || true")
+    return bool(found.stdout)

@@ -204,7 +204,8 @@ class Builds:
 
     def _let_go(self) -> None:
         """Take retired builds out of service that no sandbox needs any more, for a fork of it for example."""
-        for key in self._leaving - {template.key for template in self._live()}:
+        in_use = {template.key for template in self._live()} | self._engine.templates_in_use()
+        for key in self._leaving - in_use:
             self._leaving.discard(key)
             template = self._engine.built.get(key)
             if template is None:

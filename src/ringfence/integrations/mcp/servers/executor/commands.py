@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any, Protocol
 
-from e2b import CommandExitException, TimeoutException
+from e2b import AsyncCommandHandle, CommandExitException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox
 
 from ringfence.integrations.mcp.servers.executor.filewatch import FileWatch
@@ -46,7 +46,7 @@ async def run_command(
         exit_code = None
         await handle.kill()
     except asyncio.CancelledError:
-        _kill_later(handle)
+        kill_later(handle)
         raise
     record: dict[str, Any] = {"exit_code": exit_code, "duration_s": round(time.monotonic() - started, 3)}
     directory = f"/tmp/ringfence/c_{time.time_ns():x}"  # noqa: S108 - in the sandbox
@@ -60,8 +60,8 @@ async def run_command(
 _killers: set["asyncio.Task[bool]"] = set()
 
 
-def _kill_later(handle: Any) -> None:
-    """Kill the command from a task of its own: in ours, every further wait is cancelled too."""
+def kill_later(handle: AsyncCommandHandle) -> None:
+    """Kill the command of a call that was cancelled, in a task of its own."""
     task = asyncio.create_task(handle.kill())
     _killers.add(task)
     task.add_done_callback(_killers.discard)

@@ -1,5 +1,6 @@
 """Installing packages into a session's sandbox."""
 
+import asyncio
 import re
 import shlex
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from e2b import CommandExitException, SandboxException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox
 from mcp.server.mcpserver.exceptions import ToolError
 
+from ringfence.integrations.mcp.servers.executor.commands import kill_later
 from ringfence.integrations.mcp.servers.executor.output import shorten
 
 INSTALL_SECONDS = 540.0
@@ -72,17 +74,24 @@ def check_packages(packages: list[str]) -> list[str]:
 async def install(
     sandbox: AsyncSandbox, packages: list[str], seconds: float = INSTALL_SECONDS
 ) -> Installation:
-    """Run pip for `packages`, at most `seconds`. Errors of the connection are raised, pip's are reported."""
+    """Run pip for `packages`, at most `seconds`; a cancelled one is killed.
+
+    Errors of the connection are raised, pip's are reported.
+    """
     names = " ".join(shlex.quote(package) for package in packages)
     options = "--no-input --disable-pip-version-check --progress-bar off --retries 1"
     command = f"python3 -m pip install {options} -- {names}"
+    running = await sandbox.commands.run(command, background=True, timeout=seconds)
     try:
-        ran = await sandbox.commands.run(command, timeout=seconds)
+        ran = await running.wait()
         output, ok = f"{ran.stdout}\n{ran.stderr}", True
     except CommandExitException as error:
         output, ok = f"{error.stdout}\n{error.stderr}", False
     except TimeoutException:
         return Installation(False, [], f"pip took longer than {seconds:.0f} s and was ended")
+    except asyncio.CancelledError:
+        kill_later(running)
+        raise
     found = _INSTALLED.search(output)
     return Installation(
         ok,
