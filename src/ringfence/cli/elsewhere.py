@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ringfence.core.config import load_settings
+from ringfence.integrations.backend import backend_elsewhere
 
 
 def sdk_options() -> dict[str, Any]:
@@ -25,17 +26,5 @@ def sdk_options() -> dict[str, Any]:
 def named_options() -> dict[str, Any] | None:
     """The same; None when the settings name no server."""
     settings = load_settings()
-    backend = settings.choose_backend()
-    timeout = {"request_timeout": settings.request_timeout, "debug": False}
-    if backend == "remote" and settings.api_key is not None:
-        key = settings.api_key.get_secret_value()
-        return {"api_url": settings.url, "sandbox_url": settings.url, "api_key": key, **timeout}
-    if backend == "e2b" and settings.e2b_api_key is not None:
-        given = {
-            "api_url": settings.e2b_api_url,
-            "sandbox_url": settings.e2b_sandbox_url,
-            "domain": settings.e2b_domain,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
-        return {"api_key": settings.e2b_api_key.get_secret_value(), **chosen, **timeout}
-    return None
+    name = settings.choose_backend()
+    return None if name == "local" else backend_elsewhere(settings, name).sdk_options()

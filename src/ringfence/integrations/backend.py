@@ -7,8 +7,8 @@ one it is. What a user of a backend needs is `Backend.sdk_options`.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from ringfence.core.config import Settings
 from ringfence.core.errors import BackendError
@@ -87,10 +87,12 @@ async def open_backend(
         )
         async with server as running:
             yield _local(settings, running)
-    elif name == "remote":
-        yield await _remote(settings)
     else:
-        yield _e2b(settings)
+        backend = backend_elsewhere(settings, name)
+        if name == "remote":
+            health = await fetch_health(backend)
+            backend = replace(backend, isolation=health.get("isolation"))
+        yield backend
 
 
 def _local(settings: Settings, server: EmbeddedServer) -> Backend:
@@ -106,46 +108,34 @@ def _local(settings: Settings, server: EmbeddedServer) -> Backend:
     )
 
 
-async def _remote(settings: Settings) -> Backend:
-    if settings.url is None or settings.api_key is None:
-        raise BackendError("no server is configured")
-    key = settings.api_key.get_secret_value()
-    health = await fetch_health(settings.url, key, settings.request_timeout)
-    return Backend(
-        name="remote",
-        api_url=settings.url,
-        sandbox_url=settings.url,
-        api_key=key,
-        template=settings.template,
-        isolation=health.get("isolation"),
-        request_timeout=settings.request_timeout,
-    )
+def backend_elsewhere(settings: Settings, name: Literal["remote", "e2b"]) -> Backend:
+    """A backend that runs without us, and is not asked yet: what it says of its isolation is missing.
 
-
-def _e2b(settings: Settings) -> Backend:
-    if settings.e2b_api_key is None:
-        raise BackendError("no E2B key is configured")
+    Raises BackendError when the settings do not name it.
+    """
+    key = settings.api_key if name == "remote" else settings.e2b_api_key
+    if key is None or (name == "remote" and settings.url is None):
+        raise BackendError("no server is configured" if name == "remote" else "no E2B key is configured")
     return Backend(
-        name="e2b",
-        api_url=settings.e2b_api_url,
-        sandbox_url=settings.e2b_sandbox_url,
-        api_key=settings.e2b_api_key.get_secret_value(),
+        name=name,
+        api_url=settings.url if name == "remote" else settings.e2b_api_url,
+        sandbox_url=settings.url if name == "remote" else settings.e2b_sandbox_url,
+        api_key=key.get_secret_value(),
         template=settings.template,
         isolation=None,
         request_timeout=settings.request_timeout,
-        domain=settings.e2b_domain,
+        domain=settings.e2b_domain if name == "e2b" else None,
     )
 
 
-async def fetch_health(url: str, api_key: str, request_timeout: float) -> dict[str, Any]:
-    """A server's ``GET /health``, or a `BackendError` that says what is wrong. `request_timeout` in
-    seconds.
-    """
+async def fetch_health(backend: Backend) -> dict[str, Any]:
+    """A server's ``GET /health``. Raises BackendError, which says what is wrong with it."""
     import httpx  # the SDK's HTTP client; imported only where a server elsewhere is used
 
+    url = backend.api_url
     try:
-        async with httpx.AsyncClient(timeout=request_timeout) as client:
-            response = await client.get(f"{url}/health", headers={"X-API-Key": api_key})
+        async with httpx.AsyncClient(timeout=backend.request_timeout) as client:
+            response = await client.get(f"{url}/health", headers={"X-API-Key": backend.api_key})
     except httpx.HTTPError as error:
         raise BackendError(f"no answer from the server at {url}: {error or type(error).__name__}") from error
     if response.status_code != 200:

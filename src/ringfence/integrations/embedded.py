@@ -121,10 +121,6 @@ class EmbeddedServer:
         """Whether the server's process still lives."""
         return self._child.lives()
 
-    def last_words(self) -> str:
-        """The end of what the server wrote, for an error message."""
-        return self._child.tail()
-
     async def stop(self) -> None:
         """End the server, and with it every sandbox it has; returns when it is gone."""
         await _stop(self._child)

@@ -17,7 +17,6 @@ from ringfence.engine.egress.hosts import BadHostError, IPAddress, IPNetwork, pa
 
 EVERYTHING = "0.0.0.0/0"
 PACKAGES = "@packages"
-PRESETS = ("none", "packages", "internet")
 _WEB = frozenset((80, 443))
 _MAX_RULES = 512
 _OPERATORS_PLACE = "RINGFENCE_NETWORK_CEILING, which is the operator's to change"

@@ -4,7 +4,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-A, AAAA, ANY = 1, 28, 255
+A, ANY = 1, 255
 NO_ERROR, FORMAT_ERROR, SERVER_FAILURE, NO_SUCH_NAME, NOT_IMPLEMENTED = 0, 1, 2, 3, 4
 TTL = 60
 """Seconds an answer may be kept. The address stays the name's for much longer."""
