@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -19,11 +18,10 @@ import uvicorn
 from ringfence import __version__
 from ringfence.core.errors import ConfigurationError, LauncherError, TemplateError
 from ringfence.core.log import configure_logging
-from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.engine import Engine
 from ringfence.engine.proof.startup import prove, require_level
-from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.server.app import App
+from ringfence.server.engine_settings import engine_settings
 from ringfence.server.keys import keep_key, load_keys
 from ringfence.server.listener import bind, is_loopback, listen, url_of
 from ringfence.server.network import NetworkRequests
@@ -35,6 +33,7 @@ from ringfence.server.secrets.service import Secrets
 from ringfence.server.settings import ServeSettings
 from ringfence.server.snapshot_store import SnapshotStore
 from ringfence.server.snapshots import Snapshots
+from ringfence.server.stop import Stop
 from ringfence.server.store import Store
 from ringfence.server.templates.service import TemplateService
 from ringfence.server.tls import Certificate, make_certificate, own_certificate
@@ -46,7 +45,6 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 620
 """Longer than any SDK keeps an idle connection, so that it is never the server that closes one in use."""
 _GRACE_SECONDS = 3
-_FORCED_EXIT = 130
 _DESCRIPTORS = 65536
 
 
@@ -93,22 +91,23 @@ class _Serving:
                 "TLS is in front or you trust the network"
             )
         self._url = url_of(listener, "https" if self._certificate else "http")
-        self._stop = asyncio.Event()
+        self._engine_settings = engine_settings(settings, listener.getsockname()[1])
+        self._stop = Stop()
 
     async def run(self) -> int:
-        self._watch_for_the_end()
+        self._stop.watch(self._settings.lifeline_fd)
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(contextlib.closing(Store(self._database)))
             keys, made_key = load_keys(store, self._settings.preset_keys())
             secrets = Secrets(self._database, self._settings.data_dir / "secrets.key")
             stack.enter_context(contextlib.closing(secrets))
             secrets.check()
-            starting = asyncio.create_task(Engine.start(self._engine_settings(), self._progress))
+            starting = asyncio.create_task(Engine.start(self._engine_settings, self._progress))
             engine = await self._unless_stopped(starting)
             if engine is None:
                 return 0
             try:
-                report = await prove(engine, self._engine_settings().cache_dir)
+                report = await prove(engine, self._engine_settings.cache_dir)
                 require_level(report, self._settings.level)
                 stack.enter_context(contextlib.closing(snapshot_store := SnapshotStore(self._database)))
                 snapshots = Snapshots(engine, snapshot_store, self._settings.max_snapshots)
@@ -149,7 +148,7 @@ class _Serving:
 
     async def _unless_stopped(self, starting: "asyncio.Task[Engine]") -> Engine | None:
         """The engine; None when the server was told to stop before it stood."""
-        stopping = asyncio.create_task(self._stop.wait())
+        stopping = asyncio.create_task(self._stop.asked.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if starting.done():
@@ -164,7 +163,7 @@ class _Serving:
         seconds: raises TemplateError when the server was told to stop, which ends the build and removes
         its leftovers.
         """
-        if self._stop.is_set():
+        if self._stop.asked.is_set():
             raise TemplateError("the server was told to stop")
         _show_progress(message)
 
@@ -189,7 +188,7 @@ class _Serving:
         )
         listen(self._listener)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-        ends = [asyncio.create_task(event.wait()) for event in (self._stop, engine.ended)]
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop.asked, engine.ended)]
         ready()
         await asyncio.wait((serving, *ends), return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
@@ -202,42 +201,6 @@ class _Serving:
             raise LauncherError(
                 "the launcher died, and every sandbox with it; the server ends. Start it again"
             )
-
-    def _engine_settings(self) -> EngineSettings:
-        return EngineSettings(
-            templates=self._settings.templates,
-            cache_dir=self._settings.cache_dir or default_cache_dir(),
-            runtime_dir=self._settings.runtime_dir,
-            snapshot_dir=self._snapshot_dir,
-            volume_dir=self._settings.data_dir / "volumes",
-            unbounded_volumes=self._settings.unbounded_volumes,
-            authority_dir=self._settings.data_dir / "egress",
-            max_sandboxes=self._settings.max_sandboxes + self._settings.max_paused,
-            total_memory_mb=self._settings.total_memory_mb,
-            total_cpus=self._settings.total_cpus,
-            total_pids=self._settings.total_pids,
-            rotate_after=self._settings.rotate_after,
-            rotate_minutes=self._settings.rotate_minutes,
-            log_refusals=self._settings.seccomp_log,
-            fresh_kernels=self._settings.fresh_kernels,
-            gradual=self._settings.gradual_warmup,
-            isolation=self._settings.isolation,
-            gvisor_platform=self._settings.gvisor_platform,
-            network=NetworkSettings(
-                default=self._settings.network_default,
-                ceiling=self._settings.network_ceiling,
-                allow_private=self._settings.network_allow_private,
-                hosts=self._settings.network_hosts,
-                extra_roots=str(self._settings.network_roots.absolute())
-                if self._settings.network_roots
-                else "",
-                own_ports=(self._listener.getsockname()[1],),
-                connections=self._settings.network_connections,
-                connections_per_second=self._settings.network_connections_per_second,
-                package_cache_mb=self._settings.package_cache_mb,
-            ),
-            debug=self._settings.log_level == "DEBUG",
-        )
 
     def _templates(self, engine: Engine, registry: Registry) -> TemplateService:
         return TemplateService(
@@ -296,34 +259,6 @@ class _Serving:
             }
             with contextlib.suppress(BrokenPipeError), os.fdopen(self._settings.ready_fd, "w") as ready:
                 ready.write(json.dumps(account) + "\n")
-
-    def _watch_for_the_end(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        if self._settings.lifeline_fd is not None:
-            os.set_blocking(self._settings.lifeline_fd, False)
-            loop.add_reader(self._settings.lifeline_fd, self._on_lifeline)
-
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            # The launcher sees its channel close and ends every sandbox.
-            os._exit(_FORCED_EXIT)
-        self._stop.set()
-
-    def _on_lifeline(self) -> None:
-        fd = self._settings.lifeline_fd
-        if fd is None:
-            return
-        try:
-            ended = not os.read(fd, 1024)
-        except BlockingIOError:
-            return
-        except OSError:
-            ended = True
-        if ended:
-            asyncio.get_running_loop().remove_reader(fd)
-            self._stop.set()
 
 
 class _Server(uvicorn.Server):
