@@ -11,6 +11,7 @@ namespace is entered, because only then the caller may see and map them; everyth
 outside.
 """
 
+import contextlib
 import math
 import os
 import stat
@@ -74,17 +75,28 @@ def clone_lowers(layers: Sequence[LayerPaths], idmap_fd: int | None) -> list[lis
     return [[clone(path, idmap_fd) for path in layer.lowers] for layer in layers]
 
 
-def open_file(directory: str, name: str) -> int:
-    """A descriptor of a file that can be read and mapped, but not be changed in any way, whoever owns it: it
-    is opened through a read-only mount of its own.
+def open_file(directory: str, name: str, empty: str) -> int:
+    """A descriptor of a file that can be read and mapped, but not be changed in any way, whoever owns it.
+
+    It is opened through a read-only overlay of its own, which nobody can look up a name in: what one sandbox
+    does to its inode (flock(2), leases, inotify(7), times) no other one can notice. The contents are in
+    memory once all the same. empty: a directory, because an overlay without an upper layer wants two lower
+    ones.
     """
-    fd = linux.open_tree(linux.AT_FDCWD, directory, linux.OPEN_TREE_CLONE)
-    try:
+    with contextlib.ExitStack() as stack:
+        # By descriptors, because a path may have a colon.
+        lowers = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (directory, empty)]
+        for fd in lowers:
+            stack.callback(os.close, fd)
+        context = linux.fsopen("overlay")
+        stack.callback(os.close, context)
+        places = ":".join(f"/proc/self/fd/{fd}" for fd in lowers)
+        linux.fsconfig(context, linux.FSCONFIG_SET_STRING, "lowerdir", places)
+        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
         flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-        linux.mount_setattr(fd, attr_set=flags | linux.MOUNT_ATTR_NOEXEC)
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-    finally:
-        os.close(fd)
+        mount = linux.fsmount(context, flags | linux.MOUNT_ATTR_NOEXEC)
+        stack.callback(os.close, mount)
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=mount)
 
 
 def clone(path: str, idmap_fd: int | None) -> int:

@@ -188,7 +188,15 @@ class Launcher:
                 "this snapshot has variables of Python kernels, which cannot be loaded under gVisor; make "
                 "one of the files only (memory=false)"
             )
-        return {**request, "snapshots": snapshots, "volumes": volumes, "states": states}
+        place = [*states, str(self._empty_directory())] if states else None
+        return {**request, "snapshots": snapshots, "volumes": volumes, "states": place}
+
+    def _empty_directory(self) -> Path:
+        if self._runtime_dir is None:
+            raise LauncherError("hello must come first")
+        directory = self._runtime_dir / "empty"
+        directory.mkdir(0o755, exist_ok=True)
+        return directory
 
     def _verb_volume_attach(self, request_id: int, request: dict[str, Any]) -> None:
         self._ready().volumes.attach(request_id, request["volume"])

@@ -1,7 +1,8 @@
 """Storing the state of a sandbox's kernels: it comes out of the sandbox through a pipe, and is not looked at.
 
 The file lies beside the copied layers of a snapshot. Only the child that stores it ever writes to it, so what
-sandboxes map later cannot be changed by the one it came from.
+sandboxes map later cannot be changed by the one it came from. Each of them gets an inode of its own for it
+(`mounts.open_file`).
 """
 
 import contextlib
