@@ -63,6 +63,7 @@ def test_a_missing_variable_is_an_error_only_for_its_server(tmp_path: Path) -> N
         ("version: 1\nservers: {s: {command: a, headers: {x: y}}}", "headers are for a url"),
         ("version: 1\nservers: {s: {comand: a}}", "servers.s.comand"),
         ("version: 1\nservers: {s: {command: a}, s: {command: b}}", "duplicate key 's'"),
+        ("version: 1\n? [a, b]\n: c", "no plain value"),
         (
             "version: 1\nagents: {a: {servers: {nowhere: {tools: [x]}}}}",
             "agents.a.servers.nowhere: there is no such",

@@ -26,7 +26,13 @@ from ringfence.core.errors import BackendError, ConfigurationError, LimitError, 
 if TYPE_CHECKING:
     from ringfence.agents.agent import Agent
 
-_SUFFIXES = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
+_SUFFIXES = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "image/svg+xml": "svg",
+}
 
 
 class Loop:
@@ -130,7 +136,7 @@ class Loop:
     def _chart(self, blob: Blob) -> Chart:
         digest = hashlib.sha256(blob.data).hexdigest()
         if digest not in self._charts:
-            suffix = _SUFFIXES.get(blob.mime_type, blob.mime_type.rpartition("/")[2])
+            suffix = _SUFFIXES.get(blob.mime_type, "bin")
             self._charts[digest] = Chart(f"chart-{len(self._charts) + 1}.{suffix}", blob)
         return self._charts[digest]
 

@@ -95,7 +95,10 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+            try:
+                return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+            except RuntimeError as error:  # "~" of nobody
+                raise ValueError(str(error)) from error
         return value
 
     @field_validator("url", "e2b_api_url", "e2b_sandbox_url")

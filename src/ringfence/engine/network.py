@@ -18,6 +18,7 @@ from ringfence.engine.model import NetworkRules
 from ringfence.engine.network_authority import NetworkAuthority
 from ringfence.engine.package_cache import PackageCache
 from ringfence.engine.templates.hostfiles import find_certificates
+from ringfence.engine.templates.indexes import user_home
 
 NetworkListener = Callable[[str, str, str], None]
 """Takes a sandbox's id, a level (``warning``: something was refused) and a sentence."""
@@ -42,7 +43,7 @@ class Network:
         self._tasks: set[asyncio.Task[None]] = set()
         self._authority = NetworkAuthority(authority_dir)
         self._edges: dict[str, list[dict[str, Any]]] = {}
-        self._indexes: PackageIndexes = package_indexes(os.environ, Path.home())
+        self._indexes: PackageIndexes = package_indexes(os.environ, user_home())
         self._link: EgressLink | None = None
         self._starting = asyncio.Lock()
         self._policies: dict[str, dict[str, Any]] = {}

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from ringfence.core.places import of_the_user
 from ringfence.engine.egress.settings import NetworkSettings
 from ringfence.engine.model import Isolation, Limits
 
 
 def default_cache_dir() -> Path:
     """Where built templates are kept: ``$RINGFENCE_CACHE_DIR``, else the user's cache directory."""
-    return Path(os.environ.get("RINGFENCE_CACHE_DIR") or user_cache_path("ringfence"))
+    named = os.environ.get("RINGFENCE_CACHE_DIR")
+    return Path(named) if named else of_the_user(user_cache_path, "RINGFENCE_CACHE_DIR")
 
 
 _CEILING = Limits(memory_mb=16384, cpus=64, pids=4096, disk_mb=8192, inodes=1_000_000, open_files=65536)

@@ -7,6 +7,8 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ringfence.core.places import of_the_user
+
 DEFAULT_TEMPLATES = ("base", "code-interpreter-v1")
 
 
@@ -20,7 +22,8 @@ class ServeSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(3000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     data_dir: Path = Field(
-        default_factory=lambda: user_data_path("ringfence"), description="Where keys and state are kept."
+        default_factory=lambda: of_the_user(user_data_path, "RINGFENCE_DATA_DIR"),
+        description="Where keys and state are kept.",
     )
     api_key: SecretStr | None = Field(
         None, description="API key, or several separated by commas; each is an owner of its own sandboxes."

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ringfence.engine.templates.indexes import pip_settings, uv_environment
+from ringfence.core.config import load_settings
+from ringfence.core.errors import ConfigurationError
+from ringfence.engine.settings import default_cache_dir
+from ringfence.engine.templates.indexes import pip_settings, user_home, uv_environment
+from ringfence.server.settings import ServeSettings
 
 
 @pytest.fixture
@@ -92,3 +96,20 @@ def test_what_would_change_the_result_is_dropped(home: Path) -> None:
     misleading = {"VIRTUAL_ENV": "/v", "PYTHONPATH": "/p", "UV_OVERRIDE": "/o", "UV_LINK_MODE": "symlink"}
 
     assert not misleading.keys() & uv_environment(misleading, home).keys()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> object:
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "RINGFENCE_CACHE_DIR", "RINGFENCE_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert not user_home().exists()
+    with pytest.raises(ConfigurationError, match="RINGFENCE_CACHE_DIR"):
+        default_cache_dir()
+    with pytest.raises(ConfigurationError, match="RINGFENCE_DATA_DIR"):
+        ServeSettings()
+    with pytest.raises(ConfigurationError, match="RINGFENCE_MCP_ROOTS"):
+        monkeypatch.setenv("RINGFENCE_MCP_ROOTS", "~/data")
+        load_settings(None)

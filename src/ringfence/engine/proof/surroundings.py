@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.engine.model import Limits, Template
+from ringfence.engine.templates.indexes import user_home
 
 _WATCHED_FILES = 3
 _MOST_HASHED = 4 << 20
@@ -53,7 +54,7 @@ class Surroundings:
             ],
             "host_directories": [
                 str(self.marker.parent),
-                str(Path.home() / ".ssh"),
+                str(user_home() / ".ssh"),
                 "/var/lib/docker",
                 "/boot/grub",
                 *private_paths,

@@ -17,7 +17,7 @@ import uv
 from ringfence.engine.templates import bytecode
 from ringfence.engine.templates.cache import Progress
 from ringfence.engine.templates.children import run
-from ringfence.engine.templates.indexes import uv_environment
+from ringfence.engine.templates.indexes import user_home, uv_environment
 from ringfence.engine.templates.interpreter import Interpreter
 
 INSIDE_PREFIX = "/usr/local"
@@ -108,7 +108,7 @@ def _install(
         command,
         what="installing the template's packages",
         cwd=work,
-        env=uv_environment(os.environ, Path.home()),
+        env=uv_environment(os.environ, user_home()),
         lock=lock,
         on_line=_uv_lines(progress),
         on_quiet=lambda seconds: progress(f"still installing packages ({seconds:.0f} s)"),

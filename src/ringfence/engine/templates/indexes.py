@@ -53,6 +53,14 @@ _UV_INDEX_SETTINGS = (
 )
 
 
+def user_home() -> Path:
+    """The user's home directory; for one who has none (in a container, say), a place with no files."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 def uv_environment(environ: Mapping[str, str], home: Path) -> dict[str, str]:
     """The environment to run uv in: `environ` without what would lead it astray, with pip's index settings
     translated.
@@ -135,4 +143,4 @@ def _as_uv_indexes(pip: Mapping[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":  # python indexes.py PROGRAM ARGUMENT...: run it in that environment
-    os.execvpe(sys.argv[1], sys.argv[1:], uv_environment(os.environ, Path.home()))  # noqa: S606
+    os.execvpe(sys.argv[1], sys.argv[1:], uv_environment(os.environ, user_home()))  # noqa: S606
