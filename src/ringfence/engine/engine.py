@@ -61,7 +61,8 @@ class Engine:
         self.isolation = IsolationReport.from_launcher([])
         """The layers of isolation and whether each is in force; `proof.startup` adds what attacks showed."""
         self._specs: dict[str, SandboxSpec] = {}
-        self.warm_starts = WarmStarts(Images(settings.cache_dir.absolute() / "gvisor-images"), link)
+        images = Images(settings.cache_dir.absolute() / "gvisor-images")
+        self.warm_starts = WarmStarts(images, link, settings.rotate_after, settings.rotate_minutes * 60)
         """Images of warmed sandboxes, from which those under gVisor are restored."""
         self._built = BuiltTemplates(link, self.warm_starts.forget)
         self._network = Network(settings.network, settings.authority_dir, settings.cache_dir / "packages")

@@ -47,13 +47,19 @@ def test_one_that_is_not_finished_is_not_there(images: Images, tmp_path: Path) -
     assert not list((tmp_path / "images" / "making").iterdir())
 
 
-def test_two_make_the_same(images: Images) -> None:
+def test_the_latest_is_used_and_the_others_go(images: Images) -> None:
     with images.making("base", "one") as place:
-        (place / "checkpoint.img").write_bytes(b"first to begin")
+        (place / "checkpoint.img").write_bytes(b"made last")
         _make(images, "base", "one", size=3)
     found = images.find("base", "one")
     assert found is not None
-    assert (found / "checkpoint.img").read_bytes() == b"xxx"
+    assert (found / "checkpoint.img").read_bytes() == b"made last"
+    assert list(found.parent.iterdir()) == [found]
+
+
+def test_an_image_has_an_age(images: Images) -> None:
+    made = _make(images, "base", "one", at=1000)
+    assert 0 <= images.age(made) < 60
 
 
 def test_the_name_of_a_template_leads_nowhere_else(images: Images, tmp_path: Path) -> None:

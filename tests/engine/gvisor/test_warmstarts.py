@@ -138,6 +138,26 @@ async def test_one_with_files_of_its_own_is_cold(starts: WarmStarts) -> None:
     assert start.images == [None]
 
 
+async def test_an_image_is_made_anew_when_it_has_served(tmp_path: Path, launcher: _Launcher) -> None:
+    starts = WarmStarts(Images(tmp_path), launcher, rotate_after=2)  # type: ignore[arg-type]
+    start = _Start()
+    for _ in range(6):
+        await starts.start(GVISOR, KIND, start)
+        await _settled(starts)
+    first, second, third, fourth, fifth = start.images[1:]
+    assert first == second != third == fourth != fifth
+    assert len(launcher.requests) == 3
+
+
+async def test_an_image_is_made_anew_when_it_is_old(tmp_path: Path, launcher: _Launcher) -> None:
+    starts = WarmStarts(Images(tmp_path), launcher, rotate_seconds=1e-9)  # type: ignore[arg-type]
+    start = _Start()
+    for _ in range(3):
+        await starts.start(GVISOR, KIND, start)
+        await _settled(starts)
+    assert start.images[1] != start.images[2]
+
+
 async def test_the_images_of_a_template_go_with_it(starts: WarmStarts, launcher: _Launcher) -> None:
     await starts.start(GVISOR, KIND, _Start())
     await _settled(starts)

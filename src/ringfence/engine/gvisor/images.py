@@ -3,8 +3,8 @@ depend on.
 
 ::
 
-    <root>/<template>/<key>/     an image; it never changes
-    <root>/making/<random>/      one that is being written, by whoever holds a lock on the directory
+    <root>/<template>/<key>.<time>/   an image; it never changes; of several the latest is used
+    <root>/making/<random>/           one that is being written, by whoever holds a lock on the directory
 
 An image is either wholly there or not at all: it is renamed when it is complete. Nothing here looks into
 one: it comes out of a sandbox, and goes into others of the same template only.
@@ -15,6 +15,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,16 +38,23 @@ class Images:
 
     def find(self, template: str, key: str) -> Path | None:
         """The image `key` of a template, which counts as used now; None: there is none."""
-        path = self._place(template) / key
-        try:
-            os.utime(path)
-        except OSError:
+        found = self._of(template, key)
+        if not found:
             return None
-        return path
+        with contextlib.suppress(OSError):
+            os.utime(found[-1])
+        return found[-1]
+
+    @staticmethod
+    def age(image: Path) -> float:
+        """Seconds since an image was made."""
+        return (time.time_ns() - int(image.suffix[1:])) / 1e9
 
     @contextlib.contextmanager
     def making(self, template: str, key: str) -> Iterator[Path]:
-        """An empty directory, which becomes the image `key` unless there is an exception. Raises OSError."""
+        """An empty directory, which becomes the image `key` in the place of what there was, unless there is
+        an exception. Raises OSError.
+        """
         made = self._root / _MAKING / secrets.token_hex(8)
         for directory in (self._root, made.parent, made):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,17 +64,18 @@ class Images:
             yield made
             place = self._place(template)
             place.mkdir(mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # somebody else's, as good as ours
-                if not (place / key).exists():
-                    made.rename(place / key)
+            made.rename(place / f"{key}.{time.time_ns():020}")
         finally:
             shutil.rmtree(made, ignore_errors=True)
             os.close(lock)
+        for old in self._of(template, key)[:-1]:
+            self._remove(old)
         self._evict(place)
 
     def discard(self, template: str, key: str) -> None:
         """Throw an image away. A sandbox that is being restored from it has it open already, or fails."""
-        self._remove(self._place(template) / key)
+        for path in self._of(template, key):
+            self._remove(path)
 
     def forget(self, template: str) -> None:
         """Throw all images of a template away."""
@@ -85,6 +94,10 @@ class Images:
 
     def _place(self, template: str) -> Path:
         return self._root / digest(template)
+
+    def _of(self, template: str, key: str) -> list[Path]:
+        """The latest comes last."""
+        return sorted(path for path in self._listed(self._place(template)) if path.stem == key)
 
     def _remove(self, path: Path) -> None:
         """Out of sight first, so that nobody finds half of it."""

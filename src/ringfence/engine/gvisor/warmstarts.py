@@ -13,6 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import RingfenceError
@@ -48,11 +49,20 @@ class Kind:
 
 
 class WarmStarts:
-    """The images of one engine's sandboxes."""
+    """The images of one engine's sandboxes.
 
-    def __init__(self, images: Images, link: LauncherLink) -> None:
+    rotate_after, rotate_seconds: so many sandboxes of this engine, or seconds, after which an image is made
+    anew, in the background: what code has learnt of its memory's layout is of no use for long. 0: never.
+    """
+
+    def __init__(
+        self, images: Images, link: LauncherLink, rotate_after: int = 0, rotate_seconds: float = 0
+    ) -> None:
         self._images = images
         self._link = link
+        self._rotate_after = rotate_after
+        self._rotate_seconds = rotate_seconds
+        self._uses: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._making: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._turn = asyncio.Lock()
@@ -82,6 +92,8 @@ class WarmStarts:
             else:
                 self._started["restored"] += 1
                 self._failures.pop(key, None)
+                if self._has_served(image):
+                    self._make_later(key, kind, {**gvisor, "room": ROOM})
                 return answer, True
         answer, _ = await self.start_cold(gvisor, attempt)
         if problem:  # not the sandbox's fault, then
@@ -90,6 +102,12 @@ class WarmStarts:
             await asyncio.to_thread(self._images.discard, kind.template, key)
         self._make_later(key, kind, {**gvisor, "room": ROOM})
         return answer, False
+
+    def _has_served(self, image: Path) -> bool:
+        """Count a use of an image; whether it has been used enough."""
+        self._uses[image.name] += 1
+        often = 0 < self._rotate_after <= self._uses[image.name]
+        return often or 0 < self._rotate_seconds <= self._images.age(image)
 
     async def start_cold(self, gvisor: dict[str, Any], attempt: Attempt) -> tuple[Answer, bool]:
         """Start a sandbox of no `Kind`."""
