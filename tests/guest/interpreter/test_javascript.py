@@ -157,6 +157,12 @@ def test_errors(run):
     assert run("JSON.parse('{')").error.name == "SyntaxError"
 
 
+@pytest.mark.parametrize("thrown", ["{ get message() { throw 1; } }", "{ message: Object.create(null) }"])
+def test_an_error_that_cannot_be_described_ends_its_cell(run, thrown):
+    assert "cannot be described" in run(f"throw {thrown}", timeout=5).error.value
+    assert run("1 + 1").text == "2"
+
+
 def test_what_nobody_catches_is_told_and_kills_nothing(run):
     run("var kept = 1; setTimeout(() => { throw new Error('in a timer') }, 1)")
     run("Promise.reject(new Error('alone')); 0")

@@ -107,7 +107,16 @@ function partOf(mime, value) {
 }
 
 // Name, message and trace of what was thrown. `details`: the inspector's, for where a syntax error is.
+// Of an error, whatever it is: one that throws when it is looked at must not keep its cell from ending.
 function describeError(error, details, code) {
+  try {
+    return describe(error, details, code);
+  } catch {
+    return { name: 'Error', value: 'what was thrown cannot be described', traceback: '' };
+  }
+}
+
+function describe(error, details, code) {
   const isError = error !== null && typeof error === 'object' && 'message' in error;
   const name = isError ? String(error.name || 'Error') : 'Error';
   const value = isError ? String(error.message) : inspect(error);
