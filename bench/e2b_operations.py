@@ -7,9 +7,7 @@ compatibility matrix, ``docs/reference/E2B_COMPATIBILITY.md``, which a test keep
 Prints tables and writes ``out/bench/e2b_operations.json``.
 """
 
-import argparse
 import asyncio
-import json
 import platform
 import re
 import subprocess
@@ -22,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from e2b_code_interpreter import AsyncSandbox, Sandbox
+from report import asked, write
 from serving import Server, serving
 
 ROOT = Path(__file__).parent.parent
-OUT = ROOT / "out" / "bench"
 MATRIX = ROOT / "docs" / "reference" / "E2B_COMPATIBILITY.md"
 MEGABYTE = bytes(range(256)) * 4096
 LISTED = 20
@@ -179,14 +177,9 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    figures = asyncio.run(measure(parser.parse_args().rounds))
+    figures = asyncio.run(measure(asked(__doc__, rounds=30).rounds))
     show(figures)
-    OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "e2b_operations.json"
-    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    write("e2b_operations", figures)
 
 
 if __name__ == "__main__":

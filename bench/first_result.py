@@ -6,20 +6,17 @@ and by a fresh ipykernel (both on this machine's Python, with the template's ver
 Prints a table and writes ``out/bench/first_result.json``.
 """
 
-import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from baselines import Baselines
 from e2b_code_interpreter import Sandbox
 from memory import tree_pss
+from report import OUT, asked, write
 from serving import Server, serving
 
-OUT = Path(__file__).parent.parent / "out" / "bench"
 JOB = """
 import numpy as np, pandas as pd
 df = pd.DataFrame(np.random.default_rng(0).normal(size=(10_000, 8)), columns=list("abcdefgh"))
@@ -131,14 +128,9 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    figures = measure(parser.parse_args().rounds)
+    figures = measure(asked(__doc__, rounds=20).rounds)
     show(figures)
-    OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "first_result.json"
-    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    write("first_result", figures)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ In the same run, what one would do instead: a new sandbox in which the cells are
 frame carried over by download and upload. Prints tables and writes ``out/bench/fork_and_pause.json``.
 """
 
-import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from e2b_code_interpreter import Sandbox
-from first_result import OUT, percentile, timed
+from first_result import percentile, timed
 from memory import tree_pss
+from report import asked, write
 from serving import TEMPLATE, Server, serving
 
 FRAME = """
@@ -201,17 +199,10 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--megabytes", type=int, default=500, help="size of the DataFrame")
-    parser.add_argument("--template", default=TEMPLATE)
-    asked = parser.parse_args()
-    figures = measure(asked.rounds, asked.megabytes, asked.template)
+    options = asked(__doc__, rounds=3, megabytes=500, template=TEMPLATE)
+    figures = measure(options.rounds, options.megabytes, options.template)
     show(figures)
-    OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "fork_and_pause.json"
-    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    write("fork_and_pause", figures)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,15 @@ sandbox is restored from an image, but for the first of its kind: how long that 
 Prints a table with ratios and writes ``out/bench/gvisor.json``. Needs root and ``runsc``.
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
 from e2b_code_interpreter import Sandbox
+from report import asked, write
 from serving import Server, serving
 
-OUT = Path(__file__).parent.parent / "out" / "bench"
 CALLS = 100_000
 FILES = 300
 _CODE = {
@@ -104,10 +101,7 @@ def gvisor_of(server: Server) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both tiers, print, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--template", default="base")
-    arguments = parser.parse_args()
+    arguments = asked(__doc__, rounds=3, template="base")
     rounds = arguments.rounds
     with serving(arguments.template) as server:
         gvisor = gvisor_of(server)
@@ -128,8 +122,7 @@ def main() -> None:
     for name, ratio in figures["ratio"].items():
         print(f"{name:<36}{process[name]:>10.4f} s{hard[name]:>10.4f} s{ratio:>8.1f}×")
     print(f"{_BIRTH + ', cold':<36}{'':>14}{figures['cold']:>10.4f} s")
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "gvisor.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write("gvisor", figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Three tables, and ``out/bench/isolation.json``:
   ratios: arithmetic, pandas, small files (both in memory) and system calls.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 from baselines import Baselines
 from e2b_code_interpreter import Sandbox
+from report import OUT, asked, write
 from serving import serving
 
 from ringfence.engine.engine import Engine
@@ -47,7 +47,6 @@ from ringfence.engine.settings import EngineSettings, default_cache_dir
 from ringfence.engine.templates.build import ensure_template
 from ringfence.engine.zygote.sandbox import NAMESPACES
 
-OUT = Path(__file__).parent.parent / "out" / "bench"
 TEMPLATE = "code-interpreter-v1"
 WORK = """
 import json, os, sys, tempfile, time
@@ -264,11 +263,7 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the work (default 5)")
-    parser.add_argument("--creates", type=int, default=40, help="rounds of the layers (default 40)")
-    options = parser.parse_args()
-    OUT.mkdir(parents=True, exist_ok=True)
+    options = asked(__doc__, rounds=5, creates=40)
     path = OUT / "isolation.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     who = "root" if os.geteuid() == 0 else "an ordinary user"
@@ -282,8 +277,7 @@ def main() -> None:
         "overhead": overhead(options.rounds),
     }
     show(figures)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"\n{path} is written")
+    write("isolation", figures)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@
 Prints a table and writes out/bench/mcp_server.json.
 """
 
-import argparse
 import asyncio
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -20,10 +18,10 @@ from typing import Any
 
 from e2b_code_interpreter import AsyncSandbox
 from mcp import Client, StdioServerParameters
+from report import asked, write
 from serving import Server, serving
 
 HERE = Path(__file__).parent
-OUT = HERE.parent / "out" / "bench"
 OURS = [sys.executable, "-P", "-m", "ringfence", "mcp"]
 ALTERNATIVES = {
     name: [sys.executable, str(HERE / "mcp_alternatives.py"), name] for name in ("process", "kernel")
@@ -166,15 +164,9 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    figures = asyncio.run(measure(parser.parse_args().rounds))
+    figures = asyncio.run(measure(asked(__doc__, rounds=5).rounds))
     show(figures)
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "mcp_server.json").write_text(
-        json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    print("\nwritten to out/bench/mcp_server.json")
+    write("mcp_server", figures)
 
 
 if __name__ == "__main__":

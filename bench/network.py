@@ -4,7 +4,6 @@ A server on a loopback address plays a public host. The same program measures in
 so that every figure comes with its ratio. Prints a table and writes ``out/bench/network.json``.
 """
 
-import argparse
 import asyncio
 import json
 import ssl
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from e2b_code_interpreter import Sandbox
+from report import asked, write
 from serving import Server, serving
 
 from ringfence.engine.certificates import issue, make_authority
 from ringfence.engine.settings import default_cache_dir
 
-OUT = Path(__file__).parent.parent / "out" / "bench"
 ADDRESS, NAMES = "127.0.0.77", ("opened.test", "plain.test")
 ECHO, HTTP, HTTPS = 17007, 17080, 17443
 WHEEL = "pandas"
@@ -247,16 +246,10 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--mb", type=int, default=100, help="size of a download, in MB")
-    arguments = parser.parse_args()
+    arguments = asked(__doc__, rounds=100, mb=100)
     figures = measure(arguments.rounds, arguments.mb * 1_000_000)
     show(figures)
-    OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "network.json"
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path}")
+    write("network", figures)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ own writable layer, which is in memory; beside it, on the machine's disk without
 the same run. Prints a table and writes ``out/bench/volumes.json``.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -17,9 +16,9 @@ from typing import Any
 
 from e2b import Volume
 from e2b_code_interpreter import Sandbox
+from report import asked, write
 from serving import Server, serving
 
-OUT = Path(__file__).parent.parent / "out" / "bench"
 INSIDE = """
 import os, time
 data = os.urandom(1 << 20)
@@ -147,15 +146,10 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=int, default=100)
-    arguments = parser.parse_args()
+    arguments = asked(__doc__, rounds=5, megabytes=100)
     figures = measure(arguments.rounds, arguments.megabytes)
     show(figures)
-    OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "volumes.json"
-    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write("volumes", figures)
 
 
 if __name__ == "__main__":

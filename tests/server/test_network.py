@@ -24,6 +24,8 @@ import pytest
 from e2b import SandboxException
 from e2b_code_interpreter import Sandbox
 
+from tests.server.logs import logged
+
 if TYPE_CHECKING:
     from conftest import RunningServer
 
@@ -163,21 +165,6 @@ def get_by_address(sandbox: Sandbox, url: str, **headers: str) -> str:
     code = "o = u.build_opener(u.ProxyHandler({'http': 'http://127.0.0.1:3128'}))\n"
     code += f"print(o.open(u.Request({url!r}, headers={headers!r}), timeout=20).read().decode())"
     return run(sandbox, code)
-
-
-def logged(networked: RunningServer, sandbox: Sandbox, text: str) -> str:
-    """The first line of the sandbox's log with `text`, once it is there."""
-    url = f"{networked.url}/sandboxes/{sandbox.sandbox_id}/logs"
-    deadline = time.monotonic() + 10
-    lines: list[str] = []
-    while time.monotonic() < deadline:
-        answer = httpx.get(url, headers={"X-API-KEY": networked.key}).json()
-        lines = [entry["message"] for entry in answer["logEntries"]]
-        for line in lines:
-            if text in line:
-                return line
-        time.sleep(0.05)
-    raise AssertionError(f"no line with {text!r} in {lines}")
 
 
 # What is allowed works

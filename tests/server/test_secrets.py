@@ -13,7 +13,6 @@ import json
 import sqlite3
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from e2b import InvalidArgumentException, Secret, SecretException, SecretNotFoun
 from e2b_code_interpreter import Sandbox
 
 from ringfence.engine.certificates import issue, make_authority
+from tests.server.logs import logged
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -217,21 +217,6 @@ def fetch(sandbox: Sandbox, url: str, **headers: str) -> dict[str, Any]:
     if "headers" in account:
         account["fields"] = dict(account["headers"])
     return account
-
-
-def logged(networked: RunningServer, sandbox: Sandbox, text: str) -> str:
-    """The first line of the sandbox's log with `text`, once it is there."""
-    url = f"{networked.url}/sandboxes/{sandbox.sandbox_id}/logs"
-    deadline = time.monotonic() + 10
-    lines: list[str] = []
-    while time.monotonic() < deadline:
-        answer = httpx.get(url, headers={"X-API-KEY": networked.key}).json()
-        lines = [entry["message"] for entry in answer["logEntries"]]
-        for line in lines:
-            if text in line:
-                return line
-        time.sleep(0.05)
-    raise AssertionError(f"no line with {text!r} in {lines}")
 
 
 BEARER = {"Authorization": "Bearer " + Secret.fill("api-key")}

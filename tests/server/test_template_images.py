@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,12 @@ import pytest
 from e2b import BuildException, Template
 from e2b_code_interpreter import Sandbox
 
+from tests import images
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conftest import RunningServer
-
-_spec = importlib.util.spec_from_file_location("images", Path(__file__).parents[1] / "images.py")
-assert _spec is not None and _spec.loader is not None
-images = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(images)
 
 
 @pytest.fixture(scope="module")

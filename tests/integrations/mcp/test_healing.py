@@ -13,26 +13,10 @@ import httpx
 import nbformat
 import pytest
 from mcp import Client
-from mcp_types import CallToolResult
 
-from ringfence.integrations.mcp.meta import META_KEY
+from tests.integrations.mcp.calls import execute, record_of, sandboxes, text_of
 
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
-
-
-def text_of(result: CallToolResult) -> str:
-    return str(result.content[0].text)  # type: ignore[union-attr]
-
-
-def record_of(result: CallToolResult) -> dict[str, Any]:
-    assert result.is_error is False, result.content
-    assert result.meta is not None
-    record: dict[str, Any] = result.meta[META_KEY]
-    return record
-
-
-async def execute(client: Client, code: str, **arguments: Any) -> dict[str, Any]:
-    return record_of(await client.call_tool("execute_code", {"code": code, **arguments}))
 
 
 async def kill_all(server: Any, keep: set[str]) -> None:
@@ -40,12 +24,6 @@ async def kill_all(server: Any, keep: set[str]) -> None:
         for item in (await http.get(f"{server.url}/v2/sandboxes")).json():
             if item["sandboxID"] not in keep:
                 await http.delete(f"{server.url}/sandboxes/{item['sandboxID']}")
-
-
-async def sandboxes(server: Any) -> set[str]:
-    async with httpx.AsyncClient(headers={"X-API-KEY": server.key}) as http:
-        listed = (await http.get(f"{server.url}/v2/sandboxes")).json()
-    return {item["sandboxID"] for item in listed}
 
 
 async def test_a_lost_session_says_so_and_is_rebuilt_under_its_handle(

@@ -8,34 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from mcp import Client
-from mcp_types import CallToolResult
 
-from ringfence.integrations.mcp.meta import META_KEY
+from tests.integrations.mcp.calls import execute, record_of, sandboxes, text_of
 
 ANNA, BEN = "a" * 24, "b" * 24
 StartHttp = Callable[..., Any]
-
-
-def text_of(result: CallToolResult) -> str:
-    return str(result.content[0].text)  # type: ignore[union-attr]
-
-
-def record_of(result: CallToolResult) -> dict[str, Any]:
-    assert result.is_error is False, result.content
-    assert result.meta is not None
-    record: dict[str, Any] = result.meta[META_KEY]
-    return record
-
-
-async def execute(client: Client, code: str, **arguments: Any) -> dict[str, Any]:
-    return record_of(await client.call_tool("execute_code", {"code": code, **arguments}))
-
-
-async def sandboxes(server: Any) -> set[str]:
-    async with httpx.AsyncClient(headers={"X-API-KEY": server.key}) as http:
-        listed = (await http.get(f"{server.url}/v2/sandboxes")).json()
-    return {item["sandboxID"] for item in listed}
 
 
 async def test_sessions_belong_to_their_token(

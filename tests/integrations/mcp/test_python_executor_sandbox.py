@@ -15,43 +15,11 @@ from typing import Any
 import httpx
 import pytest
 from mcp import Client
-from mcp_types import CallToolResult
 
-from ringfence.integrations.mcp.meta import META_KEY
+from tests.integrations.mcp.calls import execute, record_of, sandboxes, text_of, wait_until_running
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
-
-
-def text_of(result: CallToolResult) -> str:
-    return str(result.content[0].text)  # type: ignore[union-attr]
-
-
-def record_of(result: CallToolResult) -> dict[str, Any]:
-    assert result.is_error is False, result.content
-    assert result.meta is not None
-    record: dict[str, Any] = result.meta[META_KEY]
-    return record
-
-
-async def execute(client: Client, code: str, **arguments: Any) -> dict[str, Any]:
-    return record_of(await client.call_tool("execute_code", {"code": code, **arguments}))
-
-
-async def wait_until_running(client: Client) -> str:
-    """The handle of the session in which something runs by now."""
-    while True:
-        sessions = record_of(await client.call_tool("list_sessions", {}))["sessions"]
-        for session in sessions:
-            if session["running"]:
-                return str(session["session_id"])
-        await asyncio.sleep(0.05)
-
-
-async def sandboxes(server: Any) -> set[str]:
-    async with httpx.AsyncClient(headers={"X-API-KEY": server.key}) as http:
-        listed = (await http.get(f"{server.url}/v2/sandboxes")).json()
-    return {item["sandboxID"] for item in listed}
 
 
 async def test_state_persists_and_the_answer_is_complete(

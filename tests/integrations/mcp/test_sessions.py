@@ -16,6 +16,7 @@ from ringfence.integrations.mcp.servers.executor.executor import Executor
 from ringfence.integrations.mcp.servers.executor.filewatch import Changes
 from ringfence.integrations.mcp.servers.executor.hostfiles import HostFiles
 from ringfence.integrations.mcp.servers.executor.session import Session
+from tests.integrations.mcp.calls import sandboxes
 
 
 class Beat:
@@ -47,11 +48,6 @@ async def run(executor: Executor, code: str, handle: str | None = None, **option
     given = {"timeout_s": None, "background": False, "on_loss": None} | options
     result = await executor.execute_code(code, handle, beat=Beat(), **given)
     return dict(result.meta or {})[META_KEY]  # type: ignore[no-any-return]
-
-
-async def sandboxes(server: Any) -> set[str]:
-    async with httpx.AsyncClient(headers={"X-API-KEY": server.key}) as http:
-        return {item["sandboxID"] for item in (await http.get(f"{server.url}/v2/sandboxes")).json()}
 
 
 async def kill(server: Any, sandbox_id: str) -> None:
