@@ -169,23 +169,34 @@ def test_it_stands_still_and_goes_on(hard: Sandbox) -> None:
     assert hard.run_code("kept").text == "5"
 
 
-def test_a_snapshot_has_its_files(server: RunningServer, hard: Sandbox) -> None:
+def test_a_snapshot_has_its_files_and_variables(server: RunningServer, hard: Sandbox) -> None:
     word = secrets.token_hex(4)
     hard.files.write("/home/user/word", word)
-    with pytest.raises(SandboxException, match=r"409.*gVisor.*variables"):
-        hard.create_snapshot()
-    with pytest.raises(SandboxException, match=r"409.*gVisor.*variables"):
-        hard.fork()
-    snapshot = hard.create_snapshot(mode="filesystem")
+    hard.run_code(f"word = [{word!r}]; same = word; large = bytearray(b'xyz' * 1_000_000)")
+    snapshot = hard.create_snapshot()
+    hard.run_code("word.append(1)")
     try:
         with Sandbox.create(snapshot.snapshot_id, timeout=60, **server.options) as other:
             assert other.files.read("/home/user/word") == word
+            copied = "same.append(2); large[:3] = b'abc'; word, len(large), bytes(large[:6])"
+            assert other.run_code(copied).text == f"(['{word}', 2], 3000000, b'abcxyz')"
+            assert hard.run_code("word, bytes(large[:3])").text == f"(['{word}', 1], b'xyz')"
             assert "gVisor" in other.commands.run("dmesg").stdout
         less = {"ringfence.isolation": "process"}
         with pytest.raises(SandboxException, match=r"400.*asks for process, but gvisor is the least here"):
             Sandbox.create(snapshot.snapshot_id, metadata=less, timeout=60, **server.options)
     finally:
         Sandbox.delete_snapshot(snapshot.snapshot_id, **server.options)
+
+
+def test_variables_that_cannot_be_copied_are_told(hard: Sandbox) -> None:
+    hard.run_code(
+        "import sys; sys.modules['cloudpickle'] = None\n"
+        "sys.modules['ringfence_kernel.pickling'].pickler_class.cache_clear()"
+    )
+    with pytest.raises(SandboxException, match=r"409.*cloudpickle.*not installed"):
+        hard.create_snapshot()
+    assert hard.run_code("del sys.modules['cloudpickle']; 1 + 1").text == "2"
 
 
 def test_the_way_out_is_the_egress(hard: Sandbox) -> None:

@@ -11,16 +11,18 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
 from ringfence.guest import tunnel
+from ringfence.guest.copies import Copies
 from ringfence.guest.interpreter.pool import KernelPool
 from ringfence.guest.lifeline import Lifeline
 
 _MAX_MESSAGE = 64 * 1024
 _MAX_FDS = 4
+_MAX_REASON = 2000
 
 
 class Doors(Protocol):
@@ -63,8 +65,9 @@ class ListeningDoors:
 
 class PassedDoors:
     """Connections that come as descriptors over `control`, a SEQPACKET socket, each with the word that says
-    what it is: ``{"door": "http"}`` or ``{"door": "tunnel"}``. Its end is the host's. opened: is called when
-    the server has started. renew: starts another nursery.
+    what it is: ``{"door": "http"}`` or ``{"door": "tunnel"}``. Between them comes what is
+    asked of kernels; see `Copies`. Its end is the host's. opened: is called when the server has started.
+    renew: starts another nursery.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class PassedDoors:
         self._opened = opened
         self._renew = renew
         self._server: uvicorn.Server | None = None
+        self._copies: Copies | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def watch(self, kernels: KernelPool) -> None:
-        """Nothing yet: what comes before `open` waits in the socket, and nothing is asked of kernels."""
+        """Nothing yet: what comes before `open` waits in the socket."""
         self._control.setblocking(False)
+        self._copies = Copies(kernels, self._say_unsaved)
 
     async def open(self, server: uvicorn.Server) -> None:
         """Take connections, and tell the host so."""
@@ -112,17 +117,25 @@ class PassedDoors:
                 os._exit(0)
             if not data:
                 os._exit(0)
-            door = json.loads(data).get("door")
-            for fd in fds:
-                self._enter(door, socket.socket(fileno=fd))
+            self._take(json.loads(data), fds)
 
-    def _enter(self, door: str, connection: socket.socket) -> None:
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        if self._copies is not None and self._copies.take(message, fds):
+            return
+        for fd in fds:
+            self._enter(message.get("door"), socket.socket(fileno=fd))
+
+    def _say_unsaved(self, reason: str) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps({"unsaved": reason[:_MAX_REASON]}).encode())
+
+    def _enter(self, door: object, connection: socket.socket) -> None:
         connection.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._serve(door, connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, door: str, connection: socket.socket) -> None:
+    async def _serve(self, door: object, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         make = self._http if door == "http" else tunnel.protocol
         with contextlib.suppress(OSError):

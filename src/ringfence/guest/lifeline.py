@@ -7,10 +7,9 @@ import os
 import select
 import socket
 from collections import deque
-from typing import Any
 
+from ringfence.guest.copies import Copies
 from ringfence.guest.interpreter.pool import KernelPool
-from ringfence.guest.interpreter.saving import SaveError
 
 _MAX_PACKET = 64 * 1024
 _NURSERY_SECONDS = 20
@@ -21,9 +20,7 @@ class Lifeline:
 
     What comes over `channel`:
 
-    - ``save`` (room, memory, seconds; beside it a pipe): write the state of all kernels into the pipe, then
-      close it, and let the kernels stand still. When that cannot be done, ``unsaved`` is said first.
-    - ``go_on``: let them go on;
+    - ``save`` and ``go_on``: see `Copies`. When a state cannot be saved, ``unsaved`` is said first;
     - ``nursery``: the answer to the word of this name, with the nursery's socket beside it if there is one.
 
     What goes into the pipe `words`, each in one write of at most PIPE_BUF bytes: ``nursery``, and ``unsaved``
@@ -35,12 +32,12 @@ class Lifeline:
         os.set_blocking(words, False)
         self._channel = channel
         self._words = words
-        self._work: asyncio.Task[None] | None = None
         self._nurseries: deque[asyncio.Future[socket.socket]] = deque()
 
     def start(self, kernels: KernelPool) -> None:
         """Listen, on the running loop."""
-        asyncio.get_running_loop().add_reader(self._channel, self._readable, kernels)
+        copies = Copies(kernels, self._say_unsaved)
+        asyncio.get_running_loop().add_reader(self._channel, self._readable, copies)
 
     async def ask_for_nursery(self) -> socket.socket:
         """Have another nursery made; the guest's end of its socket. Raises OSError when there is none."""
@@ -53,7 +50,7 @@ class Lifeline:
         finally:
             answer.cancel()
 
-    def _readable(self, kernels: KernelPool) -> None:
+    def _readable(self, copies: Copies) -> None:
         try:
             data, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_PACKET, 4)
         except BlockingIOError:
@@ -65,13 +62,7 @@ class Lifeline:
         if not data:
             os._exit(0)
         message = json.loads(data)
-        before, loop = self._work, asyncio.get_running_loop()
-        if "save" in message and descriptors:
-            work = self._save(kernels, before, message["save"], descriptors[0])
-            self._work = loop.create_task(work)
-        elif "go_on" in message:
-            self._work = loop.create_task(self._go_on(kernels, before))
-        elif "nursery" in message:
+        if not copies.take(message, descriptors) and "nursery" in message:
             self._take_nursery(descriptors)
 
     def _take_nursery(self, descriptors: list[int]) -> None:
@@ -84,27 +75,6 @@ class Lifeline:
             answer.set_exception(OSError("the launcher makes no nursery for this sandbox now"))
         else:
             answer.set_result(end)
-
-    async def _save(
-        self, kernels: KernelPool, before: "asyncio.Task[None] | None", request: dict[str, Any], pipe: int
-    ) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        try:
-            await kernels.save(pipe, request["room"], request["memory"], request["seconds"])
-        except SaveError as error:
-            self._say_unsaved(str(error))
-        except Exception as error:  # a mistake of ours must not be taken for a state
-            self._say_unsaved(f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            os.close(pipe)
-
-    @staticmethod
-    async def _go_on(kernels: KernelPool, before: "asyncio.Task[None] | None") -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        await kernels.go_on()
 
     def _say_unsaved(self, reason: str) -> None:
         with contextlib.suppress(OSError):

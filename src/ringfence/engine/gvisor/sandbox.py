@@ -46,6 +46,7 @@ def start(request: dict[str, Any], given: Descriptors, plan: mounts.RootPlan, pr
     trees = root.clone(
         plan, gvisor["path"], python, gvisor["image"], given.sandbox_ns if request["idmap"] else None
     )
+    states = mounts.open_file(*request["states"]) if request["states"] else None
     if not request["single_id"]:
         os.setgroups([])
     # An ordinary user's one id is the template namespace's root; gVisor makes up the others.
@@ -70,7 +71,7 @@ def start(request: dict[str, Any], given: Descriptors, plan: mounts.RootPlan, pr
     )
     select.select([parent], [], [])
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    _run(request, given, report, program)
+    _run(request, given, report, program, states)
 
 
 def _hand_over(report: socket.socket, disk: int) -> None:
@@ -78,7 +79,9 @@ def _hand_over(report: socket.socket, disk: int) -> None:
     os.close(disk)
 
 
-def _run(request: dict[str, Any], given: Descriptors, report: socket.socket, program: bytes) -> None:
+def _run(
+    request: dict[str, Any], given: Descriptors, report: socket.socket, program: bytes, states: int | None
+) -> None:
     gvisor = request["gvisor"]
     how = ("restore", f"--image-path={root.IMAGE}") if gvisor["image"] else ("run",)
     container = warden.Container.start(
@@ -89,10 +92,14 @@ def _run(request: dict[str, Any], given: Descriptors, report: socket.socket, pro
     doors = {"http": socket.socket(fileno=given.http), "tunnel": socket.socket(fileno=given.tunnel)}
     _confine(given, request, program)
     lifeline = socket.socket(fileno=given.lifeline)
+    os.set_blocking(given.words, False)
     if gvisor["room"]:
         checkpoint = command(gvisor, "checkpoint", f"--image-path={root.IMAGE}", _ID)
-        Imager(container, report, lifeline, doors, None, _IMAGE_SECONDS, checkpoint=checkpoint).run()
-    guard = warden.Warden(container, report, lifeline, doors, (orders, given.egress))
+        Imager(
+            container, report, lifeline, given.words, doors, None, _IMAGE_SECONDS, checkpoint=checkpoint
+        ).run()
+    passed_in = [given.egress, *([states] if states is not None else [])]
+    guard = warden.Warden(container, report, lifeline, given.words, doors, (orders, passed_in))
     if gvisor["image"]:
         guard.patience = _RESTORE_SECONDS
         guard.on_warm()  # it was so when it was written down
@@ -109,7 +116,6 @@ def _confine(given: Descriptors, request: dict[str, Any], program: bytes) -> Non
         given.template_ns,
         given.sandbox_ns,
         given.nursery,
-        given.words,
         *given.counters,
     ):
         os.close(fd)

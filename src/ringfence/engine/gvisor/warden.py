@@ -1,7 +1,7 @@
 """PID 1 of a gVisor sandbox on the host's side: starts runsc, passes connections in, ends when it ends.
 
-The guest inside is not trusted. What it can send here is three words, each read as a bounded JSON object:
-that it is warm, that it serves, that it failed.
+The guest inside is not trusted. What it can send here is four words, each read as a bounded JSON object:
+that it is warm, that it serves, that it failed, and why the state of its kernels cannot be saved.
 """
 
 import contextlib
@@ -82,15 +82,18 @@ def start_program(command: Sequence[str], stdin: int, output: int) -> int:
 
 @dataclass
 class Warden:
-    """Watches one container until its end. lifeline: is connected to the launcher; its end is ours.
-    patience: seconds in which it must be ready; 0: any.
+    """Watches one container until its end.
+
+    lifeline: what the launcher tells the guest is passed in from there; its end is ours. words: a pipe for
+    what the guest says to it. patience: seconds in which it must be ready; 0: any.
     """
 
     container: Container
     report: socket.socket
     lifeline: socket.socket
+    words: int
     doors: dict[str, socket.socket]
-    orders: tuple[dict[str, Any], int] | None
+    orders: tuple[dict[str, Any], list[int]] | None
     patience: int = 0
     _poll: select.poll = field(default_factory=select.poll)
     _handlers: dict[int, Callable[[], None]] = field(default_factory=dict)
@@ -105,7 +108,7 @@ class Warden:
         signal.signal(signal.SIGALRM, lambda *_: self.fail(f"it was not ready within {self.patience} s"))
         signal.alarm(self.patience)
         self._watch(reader.fileno(), lambda: self._on_child(reader))
-        self._watch(self.lifeline.fileno(), lambda: os._exit(0))
+        self._watch(self.lifeline.fileno(), self._on_lifeline)
         self._watch(self.container.control.fileno(), self._on_guest)
         self._watch(self.container.output, self._on_output)
         self._reap()
@@ -140,16 +143,28 @@ class Warden:
                 listener.setblocking(False)
                 self._watch(listener.fileno(), lambda name=name, door=listener: self._on_door(name, door))  # type: ignore[misc]
             self.doors = {}
+        elif "unsaved" in message:
+            with contextlib.suppress(OSError):
+                os.write(self.words, f"unsaved {message['unsaved']}".encode()[: select.PIPE_BUF])
         elif "error" in message:
             self.fail(str(message["error"]))
 
     def on_warm(self) -> None:
         """The guest waits: tell it which sandbox it is."""
         if self.orders is not None:
-            orders, egress = self.orders
-            channel.send(self.container.control, orders, [egress])
-            os.close(egress)
+            orders, passed_in = self.orders
+            channel.send(self.container.control, orders, passed_in)
+            channel.close_all(passed_in)
             self.orders = None
+
+    def _on_lifeline(self) -> None:
+        try:
+            message, fds = channel.receive(self.lifeline)
+        except channel.ChannelClosedError:
+            os._exit(0)
+        with contextlib.suppress(OSError, channel.ChannelClosedError):
+            channel.send(self.container.control, message, fds)
+        channel.close_all(fds)
 
     def _on_door(self, name: str, listener: socket.socket) -> None:
         with contextlib.suppress(OSError, channel.ChannelClosedError):

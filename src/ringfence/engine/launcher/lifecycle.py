@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import KernelStateError, LauncherError, RingfenceError
+from ringfence.core.errors import LauncherError, RingfenceError
 from ringfence.engine.isolation import disk, linux, userns
 from ringfence.engine.launcher import standstill, states, treecopy
 from ringfence.engine.launcher.helpers import in_child, result_of
@@ -122,11 +122,6 @@ class Lifecycle:
         alive = (record.ready or record.suspended) and not record.killed
         if not alive or record.helper >= 0 or record.disk_fd < 0:
             raise LauncherError(f"sandbox {record.sandbox_id} cannot be copied now")
-        if memory and record.gvisor:
-            raise KernelStateError(
-                f"sandbox {record.sandbox_id} runs under gVisor, where the variables of kernels cannot be "
-                "copied: make a snapshot of its files only (memory=false)"
-            )
         Path(directory).mkdir(0o700)
         copy = _Copy(request_id, record, directory, thaw=record.ready and not record.frozen)
         try:

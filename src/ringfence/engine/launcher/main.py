@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringfence.core.errors import KernelStateError, LauncherError, RingfenceError, SandboxNotFoundError
+from ringfence.core.errors import LauncherError, RingfenceError, SandboxNotFoundError
 from ringfence.engine.isolation import disk, linux, loop, oom, seccomp
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.lifecycle import Lifecycle
@@ -183,11 +183,6 @@ class Launcher:
         snapshots = [lifecycle.snapshot_path(name) for name in request["snapshots"]]
         volumes = self._ready().volumes.sources(request["volumes"])
         states = lifecycle.states_in(snapshots[0]) if request.get("resume") else None
-        if states and request.get("gvisor"):
-            raise KernelStateError(
-                "this snapshot has variables of Python kernels, which cannot be loaded under gVisor; make "
-                "one of the files only (memory=false)"
-            )
         place = [*states, str(self._empty_directory())] if states else None
         return {**request, "snapshots": snapshots, "volumes": volumes, "states": place}
 

@@ -2,7 +2,7 @@
 
 Up to there nothing belongs to a certain sandbox, so gVisor can write this state to an image once and restore
 it for each sandbox. Only then the host says which one this is: one message over the socket that is standard
-input, with the way out of the network beside it.
+input, with the way out of the network beside it, and the file of the state of kernels that it is a copy of.
 
 The root of the container holds our own Python, which only this process sees, before it changes its root to
 ``sandbox``, where the template's files are, and gives the power to do so away.
@@ -53,7 +53,7 @@ def main(order: dict[str, Any]) -> None:
         data, fds, _, _ = socket.recv_fds(control, _MAX_MESSAGE, 4)
         if not data:
             os._exit(0)
-        _serve(control, json.loads(data), socket.socket(fileno=fds[0]), plan, warm, tasks)
+        _serve(control, json.loads(data), fds, plan, warm, tasks)
     except BaseException as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()[-2000:]}"
         with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ def main(order: dict[str, Any]) -> None:
 def _serve(
     control: socket.socket,
     orders: dict[str, Any],
-    egress: socket.socket,
+    fds: list[int],
     plan: nursery.Plan,
     warm: nursery.NurseryProcess | None,
     tasks: TaskLimit,
@@ -75,6 +75,7 @@ def _serve(
         for pid in (0, *([warm.pid] if warm else [])):
             with contextlib.suppress(OSError, ValueError):  # what this gVisor does not know
                 resource.prlimit(pid, kind, (soft, hard))
+    egress, image = socket.socket(fileno=fds[0]), fds[1] if len(fds) > 1 else None
     ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     config = GuestConfig(**orders["guest"])
     tasks.set(config.pids)
@@ -86,6 +87,7 @@ def _serve(
         lambda: BorrowingGate(egress),
         None,
         guard,
+        image,
     )
 
 
