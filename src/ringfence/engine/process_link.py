@@ -107,7 +107,8 @@ class ProcessLink:
             if "reply" not in message:
                 self.on_event(message)
                 continue
-            future = self._waiting.get(message["reply"])
+            number = message["reply"]
+            future = self._waiting.get(number) if isinstance(number, int) else None
             if future is not None and not future.done():
                 future.set_result(message)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ringfence.engine.isolation import linux
 
 MAX_ANSWER = 4096
+_MOST = 1 << 53
 
 
 def in_child(work: Callable[[], Any], *needed: int) -> tuple[int, int]:
@@ -34,14 +35,28 @@ def in_child(work: Callable[[], Any], *needed: int) -> tuple[int, int]:
 
 
 def result_of(answer: int) -> dict[str, Any]:
-    """What has come from a pipe of `in_child`, as ``result`` or ``error``; the pipe is closed."""
+    """What has come from a pipe of `in_child`, as ``result`` or ``error``; the pipe is closed.
+
+    The child may have been taken over by what it worked on. So a result is nothing, or numbers by name.
+    """
     data = os.read(answer, MAX_ANSWER)
     os.close(answer)
     try:
-        result = json.loads(data)
-    except ValueError:
-        return {"error": "the process that worked on it ended early"}
-    return dict(result)
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        message = None
+    match message:
+        case {"result": None}:
+            return {"result": None}
+        case {"result": {"bytes": size, **more}} if _is_count(size) and _is_count(more.get("entries", 0)):
+            return {"result": {"bytes": size, "entries": more.get("entries", 0)}}
+        case {"error": str(text)}:
+            return {"error": text[: MAX_ANSWER // 8] or "it does not say why"}
+    return {"error": "the process that worked on it ended early"}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < _MOST
 
 
 def settle(needed: set[int]) -> None:

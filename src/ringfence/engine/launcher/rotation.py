@@ -90,9 +90,8 @@ class Rotation:
             channel.close_all(fds)
         except (channel.ChannelClosedError, ValueError):
             message = {}
-        failed = (
-            (message.get("report") or {}).get("failed") if isinstance(message.get("report"), dict) else None
-        )
+        report = message.get("report")
+        failed = report.get("failed") if isinstance(report, dict) else None
         if message.get("ready") is not True or failed:
             os.write(2, f"ringfence launcher: a new zygote {name!r} failed\n".encode())
             self.drop(name)

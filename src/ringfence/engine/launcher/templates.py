@@ -20,6 +20,7 @@ from ringfence.engine.zygote import channel
 
 Reply = Callable[..., None]
 _FIRST_SLOTS = 4
+_MOST_NAMES, _MOST_NAME, _MOST_TEXT = 40, 100, 300
 _MOST_WAIT = 2.0
 """Seconds until the guest zygote has room for one more request, or is taken to be stuck."""
 
@@ -208,8 +209,8 @@ class Templates:
             channel.close_all(fds)
         except (channel.ChannelClosedError, ValueError):
             message = {}
-        report = message.get("report")
-        if record.warm_request is not None and isinstance(report, dict):
+        report = report_of(message)
+        if record.warm_request is not None and report is not None:
             record.report = report
             self._reply(record.warm_request, report=report)
             record.warm_request = None
@@ -230,6 +231,21 @@ class Templates:
         if record.zygote_pid:
             _kill(record.zygote_pid)
         record.release()
+
+
+def report_of(message: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of a preload in a zygote's message, None when there is none. Nothing else is passed on."""
+    match message.get("report"):
+        case {"modules": list(modules), "failed": dict(failed), "threads": int(threads)}:
+            return {
+                "modules": [str(name)[:_MOST_NAME] for name in modules[:_MOST_NAMES]],
+                "failed": {
+                    name[:_MOST_NAME]: str(error)[:_MOST_TEXT]
+                    for name, error in list(failed.items())[:_MOST_NAMES]
+                },
+                "threads": min(max(threads, 0), 1 << 31),
+            }
+    return None
 
 
 def _called(name: str) -> str:

@@ -37,8 +37,7 @@ class Upload:
             channel.send(self._reply, {"publish": True})
         except channel.ChannelClosedError:
             raise VolumeError("the agent of the volume has ended; try again", "busy") from None
-        answer, _ = await _receive(self._reply)
-        return dict(answer["entry"])
+        return _entry_of(await _answer(self._reply))
 
 
 class Download:
@@ -72,23 +71,25 @@ class VolumeAgent:
     async def entry(self, operation: str, **arguments: Any) -> Entry:
         """Do ``stat``, ``mkdir`` or ``change``; the entry as it is then."""
         async with self._asked(operation, arguments) as reply:
-            answer, _ = await _receive(reply)
-            return dict(answer["entry"])
+            return _entry_of(await _answer(reply))
 
     async def remove(self, path: str) -> None:
         """Remove an entry and all in it."""
         async with self._asked("remove", {"path": path}) as reply:
-            await _receive(reply)
+            await _answer(reply)
 
     async def list(self, path: str, depth: int) -> list[Entry]:
         """What is in a directory."""
         entries: list[Entry] = []
         async with self._asked("list", {"path": path, "depth": depth}) as reply:
             while len(entries) <= MAX_LISTED:
-                answer, _ = await _receive(reply)
+                answer = await _answer(reply)
                 if answer.get("done"):
                     break
-                entries += answer["entries"]
+                found = answer.get("entries")
+                if not isinstance(found, list) or not found:
+                    raise _nonsense()
+                entries += [_entry_of({"entry": one}) for one in found]
         return entries
 
     @contextlib.asynccontextmanager
@@ -100,7 +101,7 @@ class VolumeAgent:
                 # Not that we do not trust it: waiting for a pipe would cost a thread for good.
                 if len(fds) != 1 or not stat.S_ISREG(os.fstat(fds[0]).st_mode):
                     raise VolumeError("not a regular file", "invalid")
-                yield Download(dict(answer["entry"]), fds[0])
+                yield Download(_entry_of(answer), fds[0])
             finally:
                 channel.close_all(fds)
 
@@ -155,6 +156,24 @@ class VolumeAgent:
     def close(self) -> None:
         """Let the agent end, and with it whatever is under way."""
         self._requests.close()
+
+
+async def _answer(reply: socket.socket) -> dict[str, Any]:
+    """The next answer, when no descriptors belong to it."""
+    answer, fds = await _receive(reply)
+    channel.close_all(fds)
+    return answer
+
+
+def _entry_of(answer: dict[str, Any]) -> Entry:
+    entry = answer.get("entry")
+    if not isinstance(entry, dict):
+        raise _nonsense()
+    return entry
+
+
+def _nonsense() -> VolumeError:
+    return VolumeError("the agent of the volume gave an answer that is none", "broken")
 
 
 async def _receive(reply: socket.socket) -> tuple[dict[str, Any], list[int]]:

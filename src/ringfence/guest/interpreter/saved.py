@@ -77,7 +77,7 @@ def read_contexts(descriptor: int) -> list[SavedContext]:
         if table["version"] != _VERSION:
             raise ValueError("another version")
         return [_context(descriptor, end, row) for row in table["contexts"][:_MAX_CONTEXTS]]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("not a table") from error
 
 
