@@ -11,5 +11,5 @@ It runs in a process of its own that holds no privilege, and of secrets those th
 - `resolver`, `dialer`: from a name to a connection with an address that was judged;
 - `inspection`: that a connection is for the name it was allowed for;
 - `relay`: bytes both ways; `gateway`: one sandbox's connections, limits and account;
-- `guest_channel`: what its guest asks for; `outbox`: messages that wait for room in a channel.
+- `guest_channel`: what its guest asks for, and is told.
 """
