@@ -1,5 +1,6 @@
 # make run     analyse real data in a sandbox, as an MCP client does
 # make test    run the tests, in two processes; JOBS=4 in four, each with a server of its own
+# make test-gvisor  run the tests of the API with sandboxes under gVisor, and every attack (wants runsc; takes an hour)
 # make examples  run the examples for other people's agent frameworks, each in an environment of its own
 # make check   lint, formatting, types
 # make bench   measure all figures; BENCH="first_result network" only those
@@ -23,7 +24,7 @@ REQUIREMENTS := src/ringfence/engine/templates/requirements
 # uv reads none of pip's settings; this passes on where the user's pip gets its packages.
 UV := $(BIN)/python src/ringfence/engine/templates/indexes.py $(BIN)/uv
 
-.PHONY: run test examples check bench conformance matrix lock clean
+.PHONY: run test test-gvisor examples check bench conformance matrix lock clean
 
 run: $(READY)
 	@$(BIN)/python examples/analyse_penguins.py
@@ -32,6 +33,15 @@ run: $(READY)
 test: $(READY)
 	@$(BIN)/ringfence template build base code-interpreter-mini code-interpreter-v1
 	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
+
+GVISOR_TESTS := $(addprefix tests/conformance/test_conformance_,$(addsuffix .py,\
+	sandbox commands code files environment sudo terminal git properties)) \
+	$(addprefix tests/server/test_,$(addsuffix .py,\
+	gvisor pause snapshots kernel_state limits_told proxy volumes languages)) tests/engine/proof/test_battery.py
+
+test-gvisor: $(READY)
+	@$(BIN)/ringfence template build base code-interpreter-v1
+	@RINGFENCE_TEST_ISOLATION=gvisor $(BIN)/python -m pytest -o timeout=600 $(GVISOR_TESTS)
 
 examples: $(READY)
 	@$(BIN)/python -m pytest tests/examples -m 'frameworks or not load'

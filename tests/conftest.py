@@ -22,7 +22,9 @@ TEMPLATES = os.environ.get("RINGFENCE_TEST_TEMPLATES", "base,code-interpreter-v1
 _START_SECONDS = 1800
 """The first start builds the templates."""
 _STOP_SECONDS = 30
-_KEPT = ("RINGFENCE_CACHE_DIR", "RINGFENCE_TEST_TEMPLATES")
+_KEPT = ("RINGFENCE_CACHE_DIR", "RINGFENCE_TEST_TEMPLATES", "RINGFENCE_TEST_ISOLATION")
+ISOLATION = os.environ.get("RINGFENCE_TEST_ISOLATION", "process")
+"""The tier of all sandboxes of servers that tests start: process or gvisor; see ``make test-gvisor``."""
 
 
 @dataclass
@@ -81,6 +83,7 @@ def start_server(data_dir: Path, *, templates: str = TEMPLATES, **environment: s
             "RINGFENCE_API_KEY": f"{key},{stranger}",
             "RINGFENCE_TEMPLATES": templates,
             "RINGFENCE_RUNTIME_DIR": str(runtime_dir),
+            "RINGFENCE_ISOLATION": ISOLATION,
             **environment,
         },
         pass_fds=[ready_write],
@@ -98,6 +101,13 @@ def start_server(data_dir: Path, *, templates: str = TEMPLATES, **environment: s
     return RunningServer(
         account["url"], key, stranger, process, runtime_dir, account["isolation"], account["templates"]
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under gVisor, skip what it cannot do, each for the reason that its mark gives."""
+    for item in items if ISOLATION == "gvisor" else ():
+        if (mark := item.get_closest_marker("not_under_gvisor")) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"under gVisor: {mark.args[0]}"))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ def test_a_jupyter_kernel_of_the_users(shared: Sandbox) -> None:
         shared.run_code("1", language="mine")
 
 
+@pytest.mark.not_under_gvisor("old versions have no pidfds")
 @needs_r
 def test_r(shared: Sandbox) -> None:
     execution = shared.run_code("x <- c(1, 2, 3); cat('out'); mean(x)", language="r")
@@ -94,6 +95,7 @@ def test_r(shared: Sandbox) -> None:
     assert shared.run_code("sum(x)", language="R", timeout=20).results[0].text == "[1] 6"
 
 
+@pytest.mark.not_under_gvisor("old versions have no pidfds")
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java on this machine")
 @pytest.mark.timeout(300)
 def test_java(server: "RunningServer") -> None:
