@@ -77,3 +77,5 @@ def test_the_host_sees_a_program_that_is_not_gvisors() -> None:
         with pytest.raises(AssertionError, match="cat"):
             outside._programs({program.pid: outside.family(program.pid)[program.pid]}, warden=0)
         program.kill()
+    with pytest.raises(AssertionError, match="no process"):
+        outside._programs({}, warden=0)

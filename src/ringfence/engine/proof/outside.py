@@ -207,6 +207,7 @@ def _priority(pid: int) -> tuple[int, int, int] | None:
 def _programs(processes: dict[int, Status], warden: int) -> str:
     """But for PID 1, which is the engine's own, the host's kernel runs runsc and nothing else."""
     allowed = os.stat(runsc.find())  # noqa: PTH116 - compared by device and inode
+    looked = 0
     for pid, status in processes.items():
         if pid == warden:
             continue
@@ -216,6 +217,9 @@ def _programs(processes: dict[int, Status], warden: int) -> str:
             continue  # it has just ended
         if not os.path.samestat(found, allowed):
             _fail(f"the host's kernel runs process {pid} ({status['Name']})")
+        looked += 1
+    if not looked:
+        _fail("no process of gVisor was seen")
     return f"{len(processes)} processes, of gVisor but for the first"
 
 
