@@ -3,7 +3,8 @@
 The levels, strongest first (see docs/reference/ISOLATION.md):
 
 - ``strict``: every layer is in force, and every attack that was tried was contained;
-- ``standard``: the same but for private host ids or Landlock, which an ordinary user or an old kernel lack;
+- ``standard``: the same but for private host ids, device nodes of its own or Landlock, which an ordinary user
+  or an old kernel lack;
 - ``best-effort``: sandboxes are apart from the host and each other; their limits are not all enforced;
 - ``none``: an attack got through. A server refuses to start with it, whatever was asked for.
 """
@@ -16,7 +17,7 @@ from ringfence.engine.model import Isolation
 Level = Literal["none", "best-effort", "standard", "strict"]
 LEVELS: tuple[Level, ...] = ("none", "best-effort", "standard", "strict")
 """Weakest first."""
-_SECOND_BARRIERS = frozenset({"private host ids", "Landlock"})
+_SECOND_BARRIERS = frozenset({"private host ids", "device nodes of its own", "Landlock"})
 """Layers behind others: without them a sandbox is still separate and limited."""
 LIMITS = "limits"
 """The category of attacks that a host without cgroups may not contain."""

@@ -75,6 +75,8 @@ BY_OTHER_LAYERS = (
     "the-template-is-written-to",
     "a-leaked-descriptor-leads-outside",
     "the-hosts-name-is-told",
+    "a-lock-on-a-device",
+    "who-opens-a-device",
 )
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="what an ordinary user may not do, no sandbox can refuse"
@@ -122,6 +124,7 @@ def facts(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "token": TOKEN,
             "marker": str(marker),
             "victim": victim.pid,
+            "own_devices": True,
             "host_name": os.uname().nodename,
             "abstract": TOKEN,
             "tcp_port": tcp.getsockname()[1],
@@ -165,11 +168,10 @@ def test_what_the_other_layers_hold_gets_through_without_them(facts: dict[str, A
     import fcntl
 
     try:
-        with open(facts["shared_file"], "rb") as held:
+        with open(facts["shared_file"], "rb") as held, open("/dev/full", "rb") as device:
             fcntl.flock(held, fcntl.LOCK_EX)
-            opener = (
-                "import sys, time\nprint(flush=True)\nwhile True: open(sys.argv[1]).close(); time.sleep(0.01)"
-            )
+            fcntl.flock(device, fcntl.LOCK_EX)
+            opener = "import sys, time\nprint(flush=True)\nwhile True: open(sys.argv[1]).close(); open('/dev/full').close(); time.sleep(0.01)"
             command = [sys.executable, "-c", opener, facts["shared_file"]]
             with subprocess.Popen(command, stdout=subprocess.PIPE) as neighbour:
                 assert neighbour.stdout is not None

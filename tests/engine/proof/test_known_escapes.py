@@ -85,6 +85,8 @@ def test_watches_and_locks_do_not_reach_neighbours(held: Held) -> None:
     """Read-only binds share inodes: what one opens or locks, the others feel."""
     held("what-a-neighbour-opens")
     held("a-lock-of-a-neighbour")
+    held("a-lock-on-a-device")
+    held("who-opens-a-device")
 
 
 def test_no_cgroup_can_run_a_program_on_the_host(held: Held) -> None:

@@ -83,6 +83,9 @@ def test_error(sandbox):
     assert "\x1b[" not in execution.error.traceback
 
 
+DEEP = "import sys\nsys.setrecursionlimit(20000)\ndef f(n):\n    n and f(n - 1) or 1 / 0\nf(9000)"
+
+
 @pytest.mark.parametrize(
     ("code", "name", "value"),
     [
@@ -93,6 +96,12 @@ def test_error(sandbox):
         ("raise ExceptionGroup('g', [ValueError(1)])", "ExceptionGroup", "g (1 sub-exception)"),
         ("input('Name?')", "StdinNotImplementedError", "nobody can answer"),
         ("await nothing", "NameError", "nothing"),
+        (
+            "raise type('E' * 20_000_000, (Exception,), {})('long')",
+            f"{'E' * 512}\n… [19998976 characters left out] …\n{'E' * 512}",
+            "long",
+        ),
+        (DEEP, "ZeroDivisionError", "division"),
     ],
 )
 def test_errors_that_keep_the_kernel(sandbox, code, name, value):

@@ -20,14 +20,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import disk, linux, procfs, volume_mounts
+from . import devices, disk, linux, procfs, volume_mounts
 
 # Every Linux has /tmp, and the mount namespace is private: nothing is ever visible there outside of it.
 STAGE = "/tmp"  # noqa: S108
 _ROOT = f"{STAGE}/root"
 DISK = f"{STAGE}/disk"
 """Where the writable layer is mounted while the tree is built."""
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -116,12 +115,13 @@ def assemble(
     kept_disk: int | None = None,
     keep: Callable[[int], None] = os.close,
     volumes: Sequence[int] = (),
+    nodes: int | None = None,
 ) -> None:
     """Build the tree in this process's (new) mount namespace and make it the root.
 
-    The cloned `trees` and `volumes` are used up, and so is `kept_disk`, the writable layer of an earlier
-    life. `keep` is given a detached copy of the writable layer's mount as soon as there is one, and closes
-    it.
+    The cloned `trees` and `volumes` are used up, and so are `kept_disk`, the writable layer of an earlier
+    life, and `nodes`, the mount from `devices.make`; without one the host's devices are shown. `keep` is
+    given a detached copy of the writable layer's mount as soon as there is one, and closes it.
     """
     os.umask(0o022)
     make_stage()
@@ -130,7 +130,7 @@ def assemble(
     os.mkdir(_ROOT)
     for number, (layer, fds) in enumerate(zip(plan.layers, trees, strict=True)):
         overlay(plan, number, layer, fds, _ROOT)
-    _mount_dev(plan)
+    _mount_dev(plan, nodes)
     _mount_proc(plan)
     if plan.writable:
         _tell_processors(plan.cpus)
@@ -187,13 +187,18 @@ def _make_upper(plan: RootPlan, number: int, lower: str) -> str:
     return upper
 
 
-def _mount_dev(plan: RootPlan) -> None:
-    dev = f"{_ROOT}/dev"
+def _mount_dev(plan: RootPlan, nodes: int | None) -> None:
+    dev, source = f"{_ROOT}/dev", "/dev"
+    if nodes is not None:
+        source = f"{STAGE}/nodes"
+        os.mkdir(source)
+        linux.move_mount(nodes, "", linux.AT_FDCWD, source)
+        os.close(nodes)
     options = f"size=64k,nr_inodes=64,mode=755,uid={plan.root_id},gid={plan.root_id}"
     linux.mount("tmpfs", dev, "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, options)
-    for name in _DEVICES:
+    for name in devices.NODES:
         os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
-        linux.mount(f"/dev/{name}", f"{dev}/{name}", None, linux.MS_BIND)
+        linux.mount(f"{source}/{name}", f"{dev}/{name}", None, linux.MS_BIND)
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, f"{dev}/{name}")
     os.mkdir(f"{dev}/pts")

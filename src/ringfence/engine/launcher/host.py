@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ringfence.core.errors import LimitError, UnsupportedHostError
-from ringfence.engine.isolation import cgroups, landlock, linux, probe, seccomp, userns
+from ringfence.engine.isolation import cgroups, devices, landlock, linux, probe, seccomp, userns
 
 _IDMAPPED = "id-mapped mounts"
 _OPTIONAL = frozenset({"Landlock", "cgroups", probe.TRANSPARENT_NETWORK})
@@ -29,6 +29,7 @@ class Host:
     debug: bool
     totals: dict[str, float]
     log_refusals: bool = False
+    own_devices: bool = False
 
     @property
     def idmap(self) -> bool:
@@ -57,11 +58,13 @@ class Host:
         driver.sweep()
         together = {"memory_mb": _most_of_the_memory(), "pids": _half_of_the_processes(), **totals}
         driver.limit_total(together)
+        own_devices = privileged and devices.available()
         if not privileged:
             userns.become_namespace_root()
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        return cls(privileged, userns.IdPlan(single=not privileged), driver, debug, together, log_refusals)
+        ids = userns.IdPlan(single=not privileged)
+        return cls(privileged, ids, driver, debug, together, log_refusals, own_devices)
 
     def create_template_namespace(self, index: int) -> int:
         """The user namespace of the `index`-th template."""
@@ -87,6 +90,14 @@ class Host:
             _layer("mount, PID, network, IPC, UTS, cgroup namespaces", True, "new for every sandbox"),
             _layer("read-only template, size-limited writable layer", True, "overlay on tmpfs"),
             _layer("masked /proc, generated /sys, minimal /dev", True, "no PID 1, generated files"),
+            _layer(
+                devices.LAYER,
+                self.own_devices,
+                "locks and watches on them are felt by nobody else"
+                if self.own_devices
+                else "the host's are shown: locks and watches on them are shared with all of the machine",
+                "" if self.own_devices else "start the engine as root, with CAP_MKNOD",
+            ),
             *self._network(),
             _layer("no capability outside, no_new_privs", True, "bounding set dropped"),
             _layer("seccomp", True, f"allow-list for {linux.ARCH}"),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ringfence.core.errors import RingfenceError
 from ringfence.core.ids import new_sandbox_id
 from ringfence.engine.engine import Engine
+from ringfence.engine.isolation import devices
 from ringfence.engine.model import Limits, NetworkRules, Sandbox, SandboxSpec
 from ringfence.engine.proof import ending, output, outside, own_kernel, program
 from ringfence.engine.proof.guest_client import GuestAnswerError, run_cell, run_program
@@ -74,7 +75,8 @@ async def _attack_and_look(
     limits = _small_limits(engine, template, which)
     async with _sandbox(engine, template, limits) as (sandbox, token):
         private = [str(sandbox.http_socket.parent.parent), *_cache_paths(sandbox)]
-        run = _Run(engine, sandbox, token, around.facts(limits, private, canary))
+        facts = {**around.facts(limits, private, canary), "own_devices": _in_force(engine, devices.LAYER)}
+        run = _Run(engine, sandbox, token, facts)
         if which == "all":
             findings = await _attack_with_neighbour(run, template)
         else:
@@ -129,7 +131,11 @@ def _in_gvisor(engine: Engine, template: str) -> bool:
 
 
 def _has_cgroups(engine: Engine) -> bool:
-    return any(layer.in_force for layer in engine.isolation.layers if _CGROUPS in layer.name.split()[0])
+    return _in_force(engine, _CGROUPS)
+
+
+def _in_force(engine: Engine, name: str) -> bool:
+    return any(layer.in_force for layer in engine.isolation.layers if layer.name.startswith(name))
 
 
 @contextlib.asynccontextmanager

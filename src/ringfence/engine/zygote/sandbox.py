@@ -3,8 +3,8 @@
 The order is the point. Each step needs a power that a later one gives up:
 
 1. join the sandbox's cgroups, so that everything after is counted;
-2. clone the template's directories, and volumes, as id-mapped mounts, and open the saved state of kernels, if
-   any, through a read-only one (needs the launcher's privilege);
+2. clone the template's directories, and volumes, as id-mapped mounts, make the device nodes, and open the
+   saved state of kernels, if any, through a read-only mount (needs the launcher's privilege);
 3. enter the template's user namespace: from here on no privilege on the host is left;
 4. new mount, PID, network, IPC, UTS and cgroup namespaces, which the template namespace owns, so that nobody
 in the
@@ -27,6 +27,7 @@ from typing import Any
 from ringfence.engine.gvisor import sandbox as gvisor
 from ringfence.engine.isolation import (
     capabilities,
+    devices,
     landlock,
     linux,
     mounts,
@@ -68,6 +69,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         idmap = given.sandbox_ns if request["idmap"] else None
         trees = mounts.clone_lowers(plan.layers, idmap)
         volumes = volume_mounts.clone(plan.volumes, idmap)
+        nodes = devices.make()
         states = mounts.open_file(*request["states"]) if request["states"] else None
         if not request["single_id"]:
             os.setgroups([])
@@ -82,7 +84,7 @@ def start(request: dict[str, Any], fds: list[int], program: bytes) -> None:
         if pid:
             report_namespaces(report, pid, names)
             return
-        intake = _become_init(request, plan, (trees, volumes), given, program, parent, states)
+        intake = _become_init(request, plan, (trees, volumes, nodes), given, program, parent, states)
         channel.send(report, {"ready": True})
         report.close()  # the launcher believes what comes from there
         guest_main.run(
@@ -125,7 +127,7 @@ def _root_plan(request: dict[str, Any]) -> mounts.RootPlan:
 def _become_init(
     request: dict[str, Any],
     plan: mounts.RootPlan,
-    cloned: tuple[list[list[int]], list[int]],
+    made: tuple[list[list[int]], list[int], int | None],
     given: Descriptors,
     program: bytes,
     parent: int,
@@ -133,8 +135,8 @@ def _become_init(
 ) -> socket.socket | None:
     os.setsid()
     set_title("init")
-    trees, volumes = cloned
-    mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk), volumes)
+    trees, volumes, nodes = made
+    mounts.assemble(plan, trees, given.disk, lambda disk: _hand_over_disk(given.report, disk), volumes, nodes)
     socket.sethostname(request["hostname"])
     network.loopback_up()
     intake = _intercept()

@@ -23,6 +23,7 @@ from .saving import Saver
 from .shell import KernelShell
 
 _MAX_TRACEBACK = 256 * 1024
+_MAX_ERROR_NAME = 1024
 _MAX_ERROR_VALUE = 64 * 1024
 
 
@@ -208,7 +209,7 @@ class Kernel:
         self._send(
             {
                 "event": "error",
-                "name": name,
+                "name": clean_text(_shorten(name, _MAX_ERROR_NAME)),
                 "value": clean_text(_shorten(value, _MAX_ERROR_VALUE)),
                 "traceback": clean_text(_shorten(trace, _MAX_TRACEBACK)),
             }

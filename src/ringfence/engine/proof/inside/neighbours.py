@@ -8,10 +8,11 @@ import time
 from contextlib import suppress
 
 from ringfence.engine.proof.inside import native
-from ringfence.engine.proof.inside.harness import Facts, GotThrough, attack
+from ringfence.engine.proof.inside.harness import Facts, GotThrough, NotApplicable, attack
 
 CATEGORY = "neighbours"
 _PATH = "/tmp/ringfence-neighbour"
+_DEVICE = "/dev/full"
 _IPC_CREAT = 0o1000
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20
 
@@ -34,12 +35,17 @@ def set_up(facts: Facts) -> None:
         file.write(facts["token"])
     held = open(facts["shared_file"], "rb")
     fcntl.flock(held, fcntl.LOCK_EX)
+    device = open(_DEVICE, "rb")
+    with suppress(BlockingIOError):  # then somebody else has it, which proves the same
+        fcntl.flock(device, fcntl.LOCK_EX | fcntl.LOCK_NB)
     print("ready", flush=True)
     while True:  # for those who watch what is opened
         with open(facts["shared_file"], "rb") as opened:
             opened.read(1)
+        with open(_DEVICE, "rb"):
+            pass
         time.sleep(0.05)
-        if udp.fileno() < 0 or tcp.fileno() < 0:
+        if udp.fileno() < 0 or tcp.fileno() < 0 or device.fileno() < 0:
             sys.exit(1)
 
 
@@ -106,6 +112,38 @@ def a_lock_of_a_neighbour(facts: Facts) -> str:
         except BlockingIOError:
             raise GotThrough(f"the neighbour's lock on {facts['shared_file']} is felt") from None
     return "a lock on the same file of the template is free"
+
+
+@attack(CATEGORY, "device nodes of its own", who={"user", "root"}, essential=False)
+def a_lock_on_a_device(facts: Facts) -> str:
+    """Who locks /dev/full, or /dev/null, would stop everybody on the machine who wants to."""
+    _require_own_devices(facts)
+    with open(_DEVICE, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GotThrough(f"another's lock on {_DEVICE} is felt") from None
+    return f"a lock on {_DEVICE} is free"
+
+
+@attack(CATEGORY, "device nodes of its own", who={"user", "root"}, essential=False)
+def who_opens_a_device(facts: Facts) -> str:
+    """Watches on devices tell nothing about the host and others."""
+    _require_own_devices(facts)
+    watcher = native.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        native.call("inotify_add_watch", watcher, _DEVICE.encode(), _IN_OPEN)
+        time.sleep(0.5)
+        with suppress(BlockingIOError):
+            raise GotThrough(f"{len(os.read(watcher, 4096)) // 16} events on {_DEVICE}")
+    finally:
+        os.close(watcher)
+    return "no event in half a second, while the neighbour opened it"
+
+
+def _require_own_devices(facts: Facts) -> None:
+    if not facts["own_devices"]:
+        raise NotApplicable("the engine cannot make devices here, so the host's are shown, as it says")
 
 
 @attack(CATEGORY, "PID namespace", who={"user", "root"}, essential=False)
