@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 LIMITS = {"memory_mb": 900, "pids": 64, "disk_mb": 48, "inodes": 3000, "open_files": 128}
 METADATA = {f"ringfence.{name}": str(value) for name, value in LIMITS.items()}
 HUNGRY = "x = b'x' * (1800 << 20)"
+EATER = "import time; x = bytearray(400 << 20); x[::4096] = bytes(102400); time.sleep(30)"
+TOGETHER = (
+    "import subprocess, time\n"
+    f"children = [subprocess.Popen(['python3', '-c', '{EATER}']) for _ in range(3)]\n"
+    "while all(child.poll() is None for child in children): time.sleep(0.05)\n"
+    "_ = [child.kill() for child in children]"
+)
 PRIVATE_IDS = pytest.mark.skipif(os.geteuid() != 0, reason="there is one id: both are somebody's own then")
 SLEEPERS = "import subprocess; [subprocess.Popen(['sleep', '9']) for _ in range(200)]"
 FILES = "import os; os.makedirs('/tmp/d')\nfor i in range(5000): open(f'/tmp/d/{i}', 'w').close()"
@@ -59,6 +66,14 @@ def test_memory(sandbox: Sandbox) -> None:
     ):
         assert "[limit: the memory limit of 900 MiB was reached (peak " in text
         assert "ringfence.memory_mb" in text
+
+
+@pytest.mark.not_under_gvisor("its memory is counted with that of its kernel")
+def test_memory_of_all_processes_together(sandbox: Sandbox) -> None:
+    """By cgroups or, without them, by the launcher's own watch."""
+    for text in (told(sandbox, TOGETHER), told_to_a_command(sandbox, f'python3 -c "{TOGETHER}; exit(1)"')):
+        assert "[limit: the memory limit of 900 MiB was reached (peak " in text
+        assert "; a process was ended. " in text
 
 
 @pytest.mark.not_under_gvisor("too large a request for memory is refused by gVisor, which says less")

@@ -21,6 +21,7 @@ class Lifeline:
     What comes over `channel`:
 
     - ``save`` and ``go_on``: see `Copies`. When a state cannot be saved, ``unsaved`` is said first;
+    - ``out_of_memory``: a process is about to be killed, because all of them have so many bytes;
     - ``nursery``: the answer to the word of this name, with the nursery's socket beside it if there is one.
 
     What goes into the pipe `words`, each in one write of at most PIPE_BUF bytes: ``nursery``, and ``unsaved``
@@ -37,7 +38,7 @@ class Lifeline:
     def start(self, kernels: KernelPool) -> None:
         """Listen, on the running loop."""
         copies = Copies(kernels, self._say_unsaved)
-        asyncio.get_running_loop().add_reader(self._channel, self._readable, copies)
+        asyncio.get_running_loop().add_reader(self._channel, self._readable, kernels, copies)
 
     async def ask_for_nursery(self) -> socket.socket:
         """Have another nursery made; the guest's end of its socket. Raises OSError when there is none."""
@@ -50,7 +51,7 @@ class Lifeline:
         finally:
             answer.cancel()
 
-    def _readable(self, copies: Copies) -> None:
+    def _readable(self, kernels: KernelPool, copies: Copies) -> None:
         try:
             data, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_PACKET, 4)
         except BlockingIOError:
@@ -62,7 +63,9 @@ class Lifeline:
         if not data:
             os._exit(0)
         message = json.loads(data)
-        if not copies.take(message, descriptors) and "nursery" in message:
+        if "out_of_memory" in message:
+            kernels.out_of_memory(message["out_of_memory"])
+        elif not copies.take(message, descriptors) and "nursery" in message:
             self._take_nursery(descriptors)
 
     def _take_nursery(self, descriptors: list[int]) -> None:

@@ -9,7 +9,7 @@ _NEAR = 0.9
 
 
 class MemoryMeter:
-    """Reads the counters; where the host has none, it counts nothing.
+    """Reads the counters; where the host has none, it knows what the launcher tells.
 
     counters: descriptors of the peak file and the events file, of cgroup v1 (``memory.max_usage_in_bytes``,
         ``memory.oom_control``) or v2 (``memory.peak``, ``memory.events``), then of ``pids.events``.
@@ -19,10 +19,17 @@ class MemoryMeter:
     def __init__(self, counters: Sequence[int] = (), limit: int = 0) -> None:
         self._counters = tuple(counters)
         self._limit = limit
+        self._told_kills = 0
+        self._told_peak = 0
 
     def oom_kills(self) -> int:
-        """How many processes of the sandbox the kernel has killed for want of memory."""
-        return self._event(1, b"oom_kill")
+        """How many processes of the sandbox were killed for want of memory."""
+        return self._told_kills + self._event(1, b"oom_kill")
+
+    def told(self, used: int) -> None:
+        """A process was killed from outside, because all of them together had `used` bytes."""
+        self._told_kills += 1
+        self._told_peak = max(self._told_peak, used)
 
     def forks_refused(self) -> int:
         """How often a process or thread could not be started because there were as many as may be."""
@@ -38,11 +45,11 @@ class MemoryMeter:
         return 0
 
     def peak(self) -> int:
-        """The most memory the sandbox has used at once, in bytes; 0 where nobody counts."""
+        """The most memory the sandbox has used at once, in bytes; 0 where nobody has counted."""
         if self._counters:
             with contextlib.suppress(OSError, ValueError):
                 return int(os.pread(self._counters[0], 64, 0))
-        return 0
+        return self._told_peak
 
     def describe(self) -> str:
         """What befell a process that was killed for want of memory, as a sentence without its subject."""

@@ -56,7 +56,11 @@ def test_shared_pages_count_once(first: int) -> None:
 
 def test_the_largest_is_killed_and_enough_is_enough(first: int) -> None:
     large = max(children(first), key=watchdog._share)
-    assert watchdog.enforce({first: 110 * MIB}) == [large]
+    told = []
+    assert watchdog.enforce({first: 110 * MIB}, lambda *account: told.append(account)) == [large]
+    ((owner, used),) = told
+    assert owner == first
+    assert used > 110 * MIB
 
 
 def test_nobody_else_is_looked_at(first: int) -> None:

@@ -171,7 +171,10 @@ def test_what_the_other_layers_hold_gets_through_without_them(facts: dict[str, A
         with open(facts["shared_file"], "rb") as held, open("/dev/full", "rb") as device:
             fcntl.flock(held, fcntl.LOCK_EX)
             fcntl.flock(device, fcntl.LOCK_EX)
-            opener = "import sys, time\nprint(flush=True)\nwhile True: open(sys.argv[1]).close(); open('/dev/full').close(); time.sleep(0.01)"
+            opener = (
+                "import sys, time\nprint(flush=True)\n"
+                "while True: open(sys.argv[1]).close(); open('/dev/full').close(); time.sleep(0.01)"
+            )
             command = [sys.executable, "-c", opener, facts["shared_file"]]
             with subprocess.Popen(command, stdout=subprocess.PIPE) as neighbour:
                 assert neighbour.stdout is not None

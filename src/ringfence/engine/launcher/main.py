@@ -67,7 +67,7 @@ class Launcher:
         self._parts: _Parts | None = None
         self._runtime_dir: Path | None = None
         self._ending = False
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(self._out_of_memory)
 
     def run(self) -> None:
         """Serve until the engine goes away, then end every child."""
@@ -95,6 +95,10 @@ class Launcher:
         if not self._parts.host.cgroups.available:
             waits.append(self._watchdog.tick(self._parts.sandboxes.memory_limits()))
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _out_of_memory(self, pid: int, used: int) -> None:
+        if self._parts is not None:
+            self._parts.sandboxes.tell_of_memory(pid, used)
 
     def _end(self) -> None:
         self._engine.close()  # first of all, so that the engine does not wait for answers

@@ -58,6 +58,10 @@ class Sandboxes:
         """The memory limit, in bytes, of each sandbox that runs, by the pid of its PID 1."""
         return {pid: int(record.limits["memory_mb"]) << 20 for pid, record in self._by_pid.items()}
 
+    def tell_of_memory(self, pid: int, used: int) -> None:
+        """Tell the guest, PID 1 of a sandbox, that a process is killed: all have `used` bytes together."""
+        self._by_pid[pid].tell({"out_of_memory": used})
+
     def create(self, request_id: int, request: dict[str, Any], template: TemplateRecord) -> None:
         """Ask the zygote for a sandbox; the answer goes out when its guest is ready or has failed."""
         sandbox_id = request["id"]

@@ -6,6 +6,7 @@ it can be noticed afterwards: a parent that waits for stopped children, as an in
 that they were. What was stopped before stays stopped when the sandbox goes on.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -74,7 +75,8 @@ def _go_on(record: SandboxRecord) -> None:
     # The youngest first, so that a shell's jobs go on before it can see that they were stopped.
     for pid, _ in sorted(_members(inode), reverse=True):
         if pid not in record.stopped_before:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+                os.kill(pid, signal.SIGCONT)
     record.stopped_before = set()
 
 

@@ -7,21 +7,30 @@ one takes the largest process first, and PID 1, whose death is the sandbox's, on
 """
 
 import contextlib
+import functools
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ringfence.engine.isolation import linux
 
 INTERVAL_SECONDS = 0.1
 _PAGE = os.sysconf("SC_PAGESIZE")
 
+Tell = Callable[[int, int], None]
+"""Is called before a process is killed, with the pid of its PID 1 and the bytes they have together."""
+
+
+def _tell_nobody(first: int, used: int) -> None:
+    """For who does not want to know."""
+
 
 class Watchdog:
     """Keeps sandboxes, known by the host's pid of their PID 1, below their memory limits in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Tell = _tell_nobody) -> None:
+        self._tell = tell
         self._next = 0.0
 
     def tick(self, limits: Mapping[int, int]) -> float | None:
@@ -29,22 +38,25 @@ class Watchdog:
         if not limits:
             return None
         if time.monotonic() >= self._next:
-            enforce(limits)
+            enforce(limits, self._tell)
             self._next = time.monotonic() + INTERVAL_SECONDS
         return max(0.0, self._next - time.monotonic())
 
 
-def enforce(limits: Mapping[int, int]) -> list[int]:
+def enforce(limits: Mapping[int, int], tell: Tell = _tell_nobody) -> list[int]:
     """Kill processes until every sandbox is below its limit; the pids of those that were killed."""
     by_namespace = {link: pid for pid in limits if (link := _namespace(pid))}
     members: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - names only
         if name.isdigit() and (owner := by_namespace.get(_namespace(int(name)))):
             members.setdefault(owner, []).append(int(name))
-    return [pid for owner, pids in members.items() for pid in _trim(pids, limits[owner])]
+    killed = []
+    for owner, pids in members.items():
+        killed += _trim(pids, limits[owner], functools.partial(tell, owner))
+    return killed
 
 
-def _trim(pids: list[int], limit: int) -> list[int]:
+def _trim(pids: list[int], limit: int, tell: Callable[[int], None]) -> list[int]:
     if sum(_resident(pid) for pid in pids) <= limit:
         return []
     sizes = sorted(((_share(pid), pid) for pid in pids), reverse=True)
@@ -55,6 +67,7 @@ def _trim(pids: list[int], limit: int) -> list[int]:
             break
         with contextlib.suppress(OSError):
             descriptor = linux.pidfd_open(pid)
+            tell(total)  # first, so that the guest knows why when it hears of the end
             linux.pidfd_send_signal(descriptor, signal.SIGKILL)
             os.close(descriptor)
             killed.append(pid)

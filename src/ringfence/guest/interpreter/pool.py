@@ -162,6 +162,10 @@ class KernelPool:
                 del self._defaults[kind]
         await context.close()
 
+    def out_of_memory(self, used: int) -> None:
+        """The launcher ends a process for want of memory: all have `used` bytes together."""
+        self._memory.told(used)
+
     def note(self, text: str) -> None:
         """Tell whoever runs a cell now something about the sandbox, on the cell's stderr."""
         for context in self.list():
