@@ -28,8 +28,6 @@ from .hints import hint_for
 from .packages import Packages
 
 _IPYTHON = interactiveshell.__file__
-_MANY_FRAMES = 5000
-_FRAMES_SHOWN = 100
 
 
 class Sink(Protocol):
@@ -184,11 +182,7 @@ class KernelShell(InteractiveShell):
         """As IPython's, but groups of exceptions too are reported and not only printed."""
         etype, value, tb = exc_tuple or sys.exc_info()
         _drop_own_frames(tb)
-        if isinstance(value, BaseException) and _deeper_than(tb, _MANY_FRAMES):
-            # IPython looks at the source and the variables of every frame, which would take minutes.
-            text = "".join(traceback.format_exception(etype, value, tb, limit=-_FRAMES_SHOWN))
-            self._showtraceback(value.__class__, value, text.splitlines())
-        elif isinstance(value, BaseException) and _has_group(value):
+        if isinstance(value, BaseException) and _has_group(value):
             while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename == _IPYTHON:
                 tb = tb.tb_next  # IPython's own frames are of no interest
             lines = "".join(traceback.format_exception(etype, value.with_traceback(tb), tb)).splitlines()
@@ -234,12 +228,6 @@ def _has_group(error: BaseException | None) -> bool:
         seen.add(id(error))
         error = error.__context__
     return False
-
-
-def _deeper_than(tb: TracebackType | None, depth: int) -> bool:
-    while tb is not None and depth:
-        tb, depth = tb.tb_next, depth - 1
-    return tb is not None
 
 
 def _drop_own_frames(tb: TracebackType | None) -> None:
