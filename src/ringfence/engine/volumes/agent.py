@@ -152,7 +152,8 @@ def _list(reply: socket.socket, request: dict[str, Any], tree: VolumeTree) -> No
             part, size = [], 0
         part.append(entry)
         size += weight
-    channel.send(reply, {"entries": part})
+    if part:
+        channel.send(reply, {"entries": part})
     channel.send(reply, {"done": True})
 
 
