@@ -110,6 +110,23 @@ def test_errors_that_keep_the_kernel(sandbox, code, name, value):
     assert sandbox.run_code("kept").text == "1"
 
 
+def test_a_deep_recursion_is_told_without_a_search_for_each_frame(sandbox):
+    sandbox.run_code(
+        "import sys, types\n"
+        "class Counting(types.ModuleType):\n"
+        "    asked = 0\n"
+        "    def __getattr__(self, name):\n"
+        "        Counting.asked += name == '__file__'\n"
+        "        raise AttributeError(name)\n"
+        "sys.modules['counting'] = Counting('counting')\n"
+        "def deeper(): deeper()"
+    )
+    execution = sandbox.run_code("deeper()")
+    assert execution.error.name == "RecursionError"
+    assert "deeper()" in execution.error.traceback
+    assert int(sandbox.run_code("Counting.asked").text) < 20
+
+
 def test_execution_count_counts_failures(sandbox):
     assert sandbox.run_code("1 / 0").execution_count == 1
     assert sandbox.run_code("1").execution_count == 2

@@ -2,6 +2,7 @@
 
 import fnmatch
 import importlib
+import inspect
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
 from unittest import mock
@@ -182,6 +184,7 @@ class KernelShell(InteractiveShell):
         """As IPython's, but groups of exceptions too are reported and not only printed."""
         etype, value, tb = exc_tuple or sys.exc_info()
         _drop_own_frames(tb)
+        _name_modules(value)
         if isinstance(value, BaseException) and _has_group(value):
             while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename == _IPYTHON:
                 tb = tb.tb_next  # IPython's own frames are of no interest
@@ -221,13 +224,33 @@ def _describe(error: BaseException) -> str:
 
 
 def _has_group(error: BaseException | None) -> bool:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, BaseExceptionGroup):
-            return True
-        seen.add(id(error))
+    return any(isinstance(one, BaseExceptionGroup) for one in _with_contexts(error))
+
+
+def _with_contexts(error: BaseException | None) -> list[BaseException]:
+    """An exception and those in whose handling it was raised; these may form a ring."""
+    found: dict[int, BaseException] = {}
+    while error is not None and id(error) not in found:
+        found[id(error)] = error
         error = error.__context__
-    return False
+    return list(found.values())
+
+
+def _name_modules(error: BaseException | None) -> None:
+    """Tell `inspect` which module the code of a traceback belongs to.
+
+    For a frame of a cell, which has no file, it would look through all modules that are loaded, several times
+    and anew for each frame: an endless recursion would take seconds to be told.
+    """
+    known: set[str] = set()
+    for one in _with_contexts(error):
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            path, module = frame.f_code.co_filename, frame.f_globals.get("__name__")
+            if path not in known and isinstance(module, str) and module in sys.modules:
+                known.add(path)
+                inspect.modulesbyfile.setdefault(path, module)
+                with suppress(OSError, TypeError):
+                    inspect.modulesbyfile.setdefault(inspect.getabsfile(frame), module)
 
 
 def _drop_own_frames(tb: TracebackType | None) -> None:
