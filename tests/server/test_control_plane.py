@@ -210,6 +210,7 @@ def test_health_says_the_level_to_everybody_and_the_rest_to_key_holders(server: 
     body = httpx.get(f"{server.url}/health", headers={"X-API-KEY": server.key}).json()
     assert body["status"] == "ok"
     assert body["templates"] == server.templates
+    assert body["isolation"]["gvisor"].pop("starts").keys() == {"restored", "cold", "images_in_the_making"}
     assert body["isolation"] == server.isolation
     assert body["network"]["default"] == "internet"
     brief = {name: body["isolation"][name] for name in ("level", "tier")}
