@@ -48,14 +48,18 @@ def test_a_snapshot_that_was_begun_and_not_finished_can_be_erased(tmp_path: Path
 
 def test_a_build_from_which_a_sandbox_is_just_started_stays_in_service(tmp_path: Path) -> None:
     starting = {"b1"}
-    engine = SimpleNamespace(built=BuiltTemplates(None), templates_in_use=lambda: starting)  # type: ignore[arg-type]
+    discarded: list[str] = []
+    built = BuiltTemplates(None, discarded.append)  # type: ignore[arg-type]
+    engine = SimpleNamespace(built=built, templates_in_use=lambda: starting)
     engine.built.add(Template("t1", "mine", (), "", root="base", snapshots=("one",), build_id="b1"))
     store = TemplateStore(tmp_path / "t.db")
     kept = builds.Builds(engine, store, None, None, None, list, set)  # type: ignore[arg-type]
     kept._leaving.add("b1")
     kept._let_go()
     assert engine.built.get("b1") is not None
+    assert discarded == []
     starting.clear()
     kept._let_go()
     assert engine.built.get("b1") is None
+    assert discarded == ["b1"]
     store.close()
