@@ -1,7 +1,9 @@
 """What a program does with the SDK; run by `test_conformance_older_sdk` in that SDK's environment."""
 
 import asyncio
+import os
 import threading
+import time
 from importlib.metadata import version
 
 from e2b_code_interpreter import AsyncSandbox, Sandbox
@@ -37,7 +39,10 @@ def commands(box: Sandbox) -> None:
     handle = box.commands.run("cat", background=True, stdin=True)
     box.commands.send_stdin(handle.pid, "typed\n")
     assert box.commands.kill(handle.pid)
-    assert handle.pid not in [process.pid for process in box.commands.list()]
+    deadline = time.monotonic() + 20  # it is listed until it has been waited for
+    while handle.pid in [process.pid for process in box.commands.list()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def files(box: Sandbox) -> None:
@@ -98,7 +103,8 @@ def main() -> None:
     for part in (code, commands, files, life, killed):
         part(box)
     asyncio.run(asynchronously())
-    print("all well")
+    print("all well", flush=True)
+    os._exit(0)  # threads of the SDK's HTTP client can abort an interpreter that is being shut down
 
 
 if __name__ == "__main__":

@@ -86,14 +86,15 @@ def words_of(sandbox: Sandbox) -> Iterator[int]:
 
 def duplicates(sandbox: Sandbox, kind: str) -> list[int]:
     pidfd = linux.pidfd_open(sandbox.pid)
+    found = []
     try:
-        return [
-            LIBC.syscall(PIDFD_GETFD, pidfd, int(name), 0)
-            for name in os.listdir(f"/proc/{sandbox.pid}/fd")
-            if os.readlink(f"/proc/{sandbox.pid}/fd/{name}").startswith(kind)
-        ]
+        for name in os.listdir(f"/proc/{sandbox.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(f"/proc/{sandbox.pid}/fd/{name}").startswith(kind):
+                    found.append(LIBC.syscall(PIDFD_GETFD, pidfd, int(name), 0))
     finally:
         os.close(pidfd)
+    return [fd for fd in found if fd >= 0]
 
 
 def write(words: int, data: bytes) -> None:
