@@ -7,7 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from ringfence.engine.isolation import linux
+from ringfence.engine.isolation import linux, userns
+from ringfence.engine.launcher.records import SandboxRecord
 
 MAX_ANSWER = 4096
 _MOST = 1 << 53
@@ -32,6 +33,16 @@ def in_child(work: Callable[[], Any], *needed: int) -> tuple[int, int]:
         os._exit(0)
     os.close(end)
     return answer, pid
+
+
+def give_up_power(record: SandboxRecord, seconds: int) -> None:
+    """In such a child: keep only the power over one sandbox, and end after so many seconds."""
+    signal.alarm(seconds)
+    plan = record.template.plan
+    if not plan.single:
+        os.setgroups([])
+    userns.enter(record.slot_fd, plan.guest_uid())
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with the change of ids
 
 
 def result_of(answer: int) -> dict[str, Any]:

@@ -6,14 +6,13 @@ them, up to a bound, to files that nobody else writes to.
 
 import os
 import selectors
-import signal
 import stat
 from collections.abc import Callable
 from typing import Any
 
 from ringfence.engine.gvisor.imaging import FILES
-from ringfence.engine.isolation import linux, userns
-from ringfence.engine.launcher.helpers import in_child, result_of
+from ringfence.engine.isolation import linux
+from ringfence.engine.launcher.helpers import give_up_power, in_child, result_of
 from ringfence.engine.launcher.records import SandboxRecord
 from ringfence.engine.zygote import channel
 
@@ -64,12 +63,7 @@ class Images:
 
 
 def _store(record: SandboxRecord, sources: list[int], targets: list[int]) -> dict[str, int]:
-    signal.alarm(_STORE_SECONDS)
-    plan = record.template.plan
-    if not plan.single:
-        os.setgroups([])
-    userns.enter(record.slot_fd, plan.guest_uid())
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with the change of ids
+    give_up_power(record, _STORE_SECONDS)
     stored = 0
     for source, target in zip(sources, targets, strict=True):
         if not stat.S_ISREG(os.fstat(source).st_mode):

@@ -8,11 +8,10 @@ sandboxes map later cannot be changed by the one it came from. Each of them gets
 import contextlib
 import fcntl
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
-from ringfence.engine.isolation import linux, userns
+from ringfence.engine.launcher.helpers import give_up_power
 from ringfence.engine.launcher.records import SandboxRecord
 
 NAME = "states"
@@ -53,12 +52,7 @@ def place_in(directory: str) -> tuple[str, str] | None:
 
 def store(record: SandboxRecord, source: int, file: int) -> dict[str, int]:
     """Move what comes out of the pipe into the file; in a child, which gives up all power before."""
-    signal.alarm(_STORE_SECONDS)
-    plan = record.template.plan
-    if not plan.single:
-        os.setgroups([])
-    userns.enter(record.slot_fd, plan.guest_uid())
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with the change of ids
+    give_up_power(record, _STORE_SECONDS)
     most = (int(record.limits["memory_mb"]) << 20) + 2 * _MORE_THAN_MEMORY
     stored = 0
     while count := os.splice(source, file, _CHUNK):
