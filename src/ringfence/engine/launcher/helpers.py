@@ -35,8 +35,8 @@ def in_child(work: Callable[[], Any], *needed: int) -> tuple[int, int]:
     return answer, pid
 
 
-def give_up_power(record: SandboxRecord, seconds: int) -> None:
-    """In such a child: keep only the power over one sandbox, and end after so many seconds."""
+def give_up_power(record: SandboxRecord, seconds: int = 0) -> None:
+    """In such a child: keep only the power over one sandbox, and end after so many seconds, if any."""
     signal.alarm(seconds)
     plan = record.template.plan
     if not plan.single:

@@ -23,7 +23,7 @@ from typing import Any
 from ringfence.core.errors import LauncherError, RingfenceError
 from ringfence.engine.isolation import disk, linux, userns
 from ringfence.engine.launcher import standstill, states, treecopy
-from ringfence.engine.launcher.helpers import in_child, result_of
+from ringfence.engine.launcher.helpers import give_up_power, in_child, result_of
 from ringfence.engine.launcher.host import Host
 from ringfence.engine.launcher.records import SandboxRecord, TemplateRecord
 from ringfence.engine.launcher.unpack import (
@@ -262,14 +262,10 @@ class Lifecycle:
 
     def _start_copy(self, record: SandboxRecord, directory: str) -> tuple[int, int]:
         overlays = len(record.template.description["layers"])
-        plan = record.template.plan
 
         def copy() -> dict[str, int]:
             target = _open_target(directory, record.slot_fd if self._host.idmap else None)
-            if not plan.single:
-                os.setgroups([])
-            userns.enter(record.slot_fd, plan.guest_uid())
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with the change of ids
+            give_up_power(record)
             return _copy_layers(record.disk_fd, target, overlays)
 
         return in_child(copy, record.slot_fd, record.disk_fd)
